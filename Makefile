@@ -1,0 +1,48 @@
+# make demo: an environment, a short training run, edited pictures, scores and a report.
+# make test: everything a change must pass.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The first of these that is Python 3.11 or newer makes the environment; `make PYTHON=...` decides.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell \
+	$(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 14
+
+demo: $(VENV)/.installed  ## train a small editor on this machine, edit, score; writes out/demo/report.html
+	$(BIN)/python -m rb_jax.demo --out=out/demo
+
+test: lint  ## lint, check types and run every test
+	$(BIN)/pytest -n 2 --dist=worksteal
+
+lint: $(VENV)/.installed-dev  ## check style and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:  ## remove the environment, outputs and caches
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps make a second run reuse the environment until the requirements change.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "rb_jax needs Python 3.11 or newer: install one, or name it with make PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rb_jax needs Python 3.11 or newer: $(PYTHON) is not" >&2; exit 1; }
+	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/.made
+	@echo "Installing the pinned requirements into $(VENV) (about a minute, once)"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt | $(VENV)/.made
+	@echo "Installing the pinned requirements and the checkers into $(VENV) (about a minute, once)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed

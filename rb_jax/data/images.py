@@ -1,0 +1,245 @@
+"""Pictures in and out: files to 8-bit sRGB arrays, and back.
+
+A picture from outside may be broken or hostile, so its format and size are read from the header
+and checked before anything is decoded. Pillow's own guard is a process-wide setting that only
+warns between one and two times its limit; the plugins are therefore opened directly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from rb_jax.errors import InputError
+
+MAX_PIXELS = 40_000_000
+MAX_SIDE = 30_000
+MAX_FILE_BYTES = 512 * 2**20
+
+# Leading bytes -> the plugin that reads the format. RIFF is also AVI and WAV: see _plugin.
+_READERS = [
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    (b"RIFF", WebPImagePlugin.WebPImageFile),
+    (b"GIF87a", GifImagePlugin.GifImageFile),
+    (b"GIF89a", GifImagePlugin.GifImageFile),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+    (b"II*\x00", TiffImagePlugin.TiffImageFile),
+    (b"MM\x00*", TiffImagePlugin.TiffImageFile),
+]
+_WRITERS = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"quality": 95}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+}
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture in a file, upright, as 8-bit sRGB; InputError if there is none to be had."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give the path of a picture")
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+        if not path.is_file():
+            raise InputError(f"{path}: is not a regular file; give the path of a picture")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; use a smaller file")
+        data = path.read_bytes()
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        raise InputError(f"{str(path)!r}: cannot be read ({_reason(error)})") from error
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes PNG, JPEG, WebP, BMP, TIFF or the first frame of a GIF.
+
+    ``name`` is what messages call the picture. Transparency is laid over white, EXIF rotation and
+    an embedded colour profile are applied, 16-bit values are scaled (not clipped) to 8 bits.
+    Raises InputError for another format, a damaged file, or more than 40 megapixels.
+    """
+    plugin = _plugin(data, name)
+    # Damaged files raise nearly every exception there is from inside Pillow, hence the width.
+    try:
+        image = plugin(io.BytesIO(data))
+    except Exception as error:
+        raise InputError(f"{name}: damaged picture ({_reason(error)})") from error
+    with image:
+        _check_size(image, name)
+        try:
+            image.load()
+            pixels = np.array(_flatten(_to_srgb(_upright(image))), dtype=np.uint8)
+        except Exception as error:
+            raise InputError(f"{name}: damaged or cut-off picture ({_reason(error)})") from error
+    return pixels
+
+
+def to_square(
+    pixels: UInt8[np.ndarray, "H W 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Stretches a picture to the model's square, antialiased."""
+    if pixels.shape[:2] == (size, size):
+        return pixels.copy()
+    resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(resized, dtype=np.uint8)
+
+
+def from_square(
+    edited: UInt8[np.ndarray, "S S 3"], height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Stretches an edited square back to the size of the picture it was made from."""
+    if edited.shape[:2] == (height, width):
+        return edited.copy()
+    resized = Image.fromarray(edited).resize((width, height), Image.Resampling.LANCZOS)
+    return np.array(resized, dtype=np.uint8)
+
+
+def save_image(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Writes a picture in the format of the path's suffix; the file appears whole or not at all.
+
+    Raises InputError for an unknown suffix, a missing folder, or a file that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _WRITERS:
+        known = " ".join(_WRITERS)
+        raise InputError(f"{path}: unknown picture suffix {path.suffix!r}; use one of {known}")
+    kind, options = _WRITERS[path.suffix.lower()]
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give the name of a file")
+        with open(partial, "xb") as file:
+            Image.fromarray(pixels).save(file, kind, **options)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({_reason(error)})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _plugin(data: bytes, name: str):
+    if not data:
+        raise InputError(f"{name}: empty file")
+    for magic, plugin in _READERS:
+        if data.startswith(magic) and (magic != b"RIFF" or data[8:12] == b"WEBP"):
+            return plugin
+    raise InputError(
+        f"{name}: not a picture this program reads; use PNG, JPEG, WebP, BMP, TIFF, GIF"
+    )
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InputError(f"{name}: the picture is {width} x {height} pixels, nothing to see")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        limit = f"{MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} a side"
+        raise InputError(f"{name}: {width} x {height} pixels; the limit is {limit}: scale it down")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a picture with unreadable EXIF is still a picture
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else _keep_info(image.transpose(method), image)
+
+
+def _keep_info(image: Image.Image, original: Image.Image) -> Image.Image:
+    image.info = dict(original.info)
+    return image
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Applies the embedded ICC profile, if there is a usable one."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        target = ImageCms.createProfile("sRGB")
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(image, source, target, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image  # a profile that does not fit its picture is ignored, as viewers do
+    return image if converted is None else converted
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any mode to RGB on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8bit(image)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode == "LAB":
+        target = ImageCms.createProfile("sRGB")
+        rgb = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), target, outputMode="RGB"
+        )
+        return image.convert("RGB") if rgb is None else rgb
+    return image.convert("RGB")
+
+
+def _to_8bit(image: Image.Image) -> UInt8[np.ndarray, "H W"]:
+    """Integer and float grey levels to 8 bits.
+
+    16-bit files span 0..65535. The range of 32-bit and float files is not written in them:
+    values within [0, 1], [0, 255] and [0, 65535] are taken to use that range (the first two only
+    for floats); anything else is stretched from its minimum to its maximum.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    top = next((r for r in ranges if high <= r), None) if low >= 0 else None
+    if top is None:
+        values, top = values - low, max(high - low, 1e-12)
+    return np.rint(values * (255.0 / top)).astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an exception, or its kind if it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

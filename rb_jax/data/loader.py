@@ -1,0 +1,230 @@
+"""From a data set to an endless, restartable stream of batches.
+
+The order is a pure function of (seed, step): the example *numbers* are shuffled afresh each epoch
+and cut into global batches across the ends of epochs; a process takes its rows, and Grain's threads
+make batches of them ahead of time. No iterator state exists, so a run that starts at step k on any
+number of processes goes on with exactly the examples that an uninterrupted run would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from rb_jax.config import Config, DataConfig
+from rb_jax.data.objects import extract_objects
+from rb_jax.data.reason50k import Reason50K
+from rb_jax.data.regions import segment
+from rb_jax.data.schema import EditExample
+from rb_jax.data.text import Tokenizer, check_instruction
+from rb_jax.errors import InputError
+from rb_jax.types import Batch, Text
+
+OBJECT_TOKENS = 8  # K: tokens of one object's name, <bos> and <eos> included
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A finite data set with random access."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> EditExample: ...
+
+
+class WorldSource:
+    """The first ``count`` examples of a ReasonWorld split."""
+
+    def __init__(self, data: DataConfig, split: str):
+        from rb_jax.data.reasonworld import ReasonWorld
+
+        try:
+            self._world = ReasonWorld(split, data.seed, data.image_size)
+        except ValueError as error:
+            raise InputError(f"config.data: {error}") from error
+        self._count = data.count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int, /) -> EditExample:
+        if not 0 <= index < self._count:
+            raise IndexError(f"example {index} of {self._count}")
+        example = self._world[index]
+        return EditExample(
+            id=example.id,
+            category=example.category,
+            instruction=example.instruction,
+            objects=tuple(example.objects),
+            source=example.source,
+            target=example.target,
+            target_caption=example.target_caption,
+        )
+
+
+def open_source(data: DataConfig, split: str) -> Source:
+    """The data set that the configuration names; InputError if it is not there or is broken."""
+    if data.name == "folder":
+        return Reason50K(data.path, split, data.image_size)
+    return WorldSource(data, split)
+
+
+class Collator:
+    """Turns examples into a Batch of NumPy arrays: tokens, object names, regions."""
+
+    def __init__(self, config: Config):
+        model, data = config.model, config.data
+        self.text_tokenizer = Tokenizer.load(data.text_tokenizer)
+        self.prompt_tokenizer = Tokenizer.load(data.prompt_tokenizer)
+        self.text_length = model.text.max_length
+        self.prompt_length = model.mllm.max_length
+        self.max_objects = model.frce.max_objects
+        self.max_regions = model.regions.max_regions
+        self.grid = data.image_size // model.regions.stride
+        for key, size, tokenizer in [
+            ("model.text.vocab_size", model.text.vocab_size, self.text_tokenizer),
+            ("model.mllm.vocab_size", model.mllm.vocab_size, self.prompt_tokenizer),
+        ]:
+            if size < tokenizer.vocab_size:
+                raise InputError(
+                    f"config.{key}: {size} is less than the tokenizer's {tokenizer.vocab_size}"
+                )
+
+    def __call__(self, examples: Sequence[EditExample]) -> Batch:
+        """A Batch of len(examples) rows; ``target`` is None when no example has one.
+
+        Raises InputError, naming the example, if an instruction is empty or too long.
+        """
+        text, prompt = self._instructions(examples)
+        objects, object_mask = self._objects(examples)
+        regions = [segment(e.source, self.grid, self.max_regions) for e in examples]
+        targets = [e.target for e in examples if e.target is not None]
+        if targets and len(targets) != len(examples):
+            raise ValueError("either all examples of a batch have a target, or none has")
+        fields = {
+            "source": np.stack([e.source for e in examples]),
+            "target": np.stack(targets) if targets else None,
+            "regions": np.stack([masks for masks, _ in regions]),
+            "region_mask": np.stack([valid for _, valid in regions]),
+        }
+        return Batch(text=text, prompt=prompt, objects=objects, object_mask=object_mask, **fields)
+
+    def _instructions(self, examples: Sequence[EditExample]) -> tuple[Text, Text]:
+        """The instructions for the text tower [B T] and for the language model [B L]."""
+        sentences = [e.instruction for e in examples]
+        same = self.text_tokenizer.fingerprint == self.prompt_tokenizer.fingerprint
+        text = self.text_tokenizer.tokenize(sentences)
+        prompt = text if same else self.prompt_tokenizer.tokenize(sentences)
+        for example, short, long in zip(examples, text, prompt, strict=True):
+            try:
+                check_instruction(example.instruction, len(short), self.text_length)
+                check_instruction(example.instruction, len(long), self.prompt_length)
+            except InputError as error:
+                where = f"example {example.id}: " if example.id else ""
+                raise InputError(f"{where}{error}") from None
+        return (
+            self.text_tokenizer.pack(text, self.text_length),
+            self.prompt_tokenizer.pack(prompt, self.prompt_length),
+        )
+
+    def _objects(self, examples: Sequence[EditExample]) -> tuple[Text, np.ndarray]:
+        """[B, O, K] tokens of the objects' names; an absent object is <bos> <eos>, unmasked."""
+        names, mask = [], np.zeros((len(examples), self.max_objects), bool)
+        for row, example in enumerate(examples):
+            objects = example.objects or extract_objects(example.instruction, self.max_objects)
+            objects = objects[: self.max_objects]
+            mask[row, : len(objects)] = True
+            names += [*objects, *[""] * (self.max_objects - len(objects))]
+        flat = self.text_tokenizer.encode(names, OBJECT_TOKENS, truncate=True)
+        shape = (len(examples), self.max_objects, OBJECT_TOKENS)
+        return Text(ids=flat.ids.reshape(shape), mask=flat.mask.reshape(shape)), mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which examples a process sees at which step."""
+
+    batch_size: int  # global, over all processes
+    seed: int
+    start_step: int = 0
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.batch_size % self.process_count:
+            raise InputError(
+                f"config.train.batch_size: {self.batch_size} cannot be shared evenly by"
+                f" {self.process_count} processes; use a multiple"
+            )
+        if not 0 <= self.process_index < self.process_count:
+            raise ValueError(f"process {self.process_index} of {self.process_count}")
+        if self.start_step < 0:
+            raise ValueError(f"start_step must not be negative, got {self.start_step}")
+
+
+def ordered(
+    count: int, order: Order, make: Callable[[Int[np.ndarray, " B"]], T], threads: int = 2
+) -> Iterator[T]:
+    """Endless ``make(example numbers)`` for the steps of an order, prepared ahead by threads.
+
+    Each epoch is a fresh permutation of range(count); batches run across the ends of epochs, so a
+    set smaller than a batch repeats within it. Processes hold consecutive parts of the one global
+    batch, in process order. Raises InputError if there are no examples.
+    """
+    if count < 1:
+        raise InputError("the data set has no examples")
+    numbers = _numbering(count, order)
+    steps = grain.MapDataset.range(order.start_step, sys.maxsize)
+    made = steps.map(lambda step: make(numbers(step)))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(made.to_iter_dataset(options))
+
+
+def _numbering(count: int, order: Order) -> Callable[[int], Int[np.ndarray, " B"]]:
+    """The function from a step to the numbers of this process's examples."""
+    rows = order.batch_size // order.process_count
+    rank = np.arange(rows) + order.process_index * rows
+
+    @functools.lru_cache(maxsize=2)  # a step rarely touches more than two epochs
+    def epoch_order(epoch: int) -> np.ndarray:
+        # Grain's own shuffle takes milliseconds an element for small sets. The raw stream of a
+        # bit generator, unlike NumPy's permutations, never changes between NumPy's versions.
+        bits = np.random.Philox(key=[order.seed % 2**64, epoch]).random_raw(count)
+        return np.argsort(bits, kind="stable")
+
+    def numbers(step: int) -> np.ndarray:
+        epochs, places = np.divmod(step * order.batch_size + rank, count)
+        result = np.empty(rows, np.int64)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            result[chosen] = epoch_order(int(epoch))[places[chosen]]
+        return result
+
+    return numbers
+
+
+def batches(
+    config: Config,
+    split: str,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """The endless stream of this process's rows of every global batch from ``start_step`` on."""
+    source, collate = open_source(config.data, split), Collator(config)
+    order = Order(
+        config.train.batch_size, config.data.seed, start_step, process_index, process_count
+    )
+
+    def make(numbers: np.ndarray) -> Batch:
+        return collate([source[int(number)] for number in numbers])
+
+    return ordered(len(source), order, make, config.data.workers or 2)

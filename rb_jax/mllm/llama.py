@@ -1,0 +1,82 @@
+"""The LLaMA decoder (transformers: models/llama/modeling_llama.py), LoRA on q, k, v, o."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from rb_jax.config import MLLMConfig
+from rb_jax.layers.attention import attention, merge_heads, split_heads
+from rb_jax.layers.lora import LoRALinear
+from rb_jax.layers.mlp import GatedMLP
+from rb_jax.layers.rope import angles, rotate_half
+from rb_jax.layers.stack import scan_blocks, stack
+
+
+class LlamaAttention(nnx.Module):
+    def __init__(self, config: MLLMConfig, rngs: nnx.Rngs):
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        width = config.width
+        kv_width = width // config.heads * config.kv_heads
+        rank, alpha = config.lora_rank, config.lora_alpha
+        self.q_proj = LoRALinear(width, width, rank, alpha, rngs)
+        self.k_proj = LoRALinear(width, kv_width, rank, alpha, rngs)
+        self.v_proj = LoRALinear(width, kv_width, rank, alpha, rngs)
+        self.o_proj = LoRALinear(width, width, rank, alpha, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T C"],
+        mask: Bool[Array, "B T"],
+        angle: Float[Array, "B T half"],
+    ) -> Float[Array, "B T C"]:
+        q = rotate_half(split_heads(self.q_proj(x), self.heads), angle)
+        k = rotate_half(split_heads(self.k_proj(x), self.kv_heads), angle)
+        v = split_heads(self.v_proj(x), self.kv_heads)
+        return self.o_proj(merge_heads(attention(q, k, v, mask, causal=True)))
+
+
+class LlamaBlock(nnx.Module):
+    def __init__(self, config: MLLMConfig, rngs: nnx.Rngs):
+        self.input_layernorm = nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs)
+        self.self_attn = LlamaAttention(config, rngs)
+        self.post_attention_layernorm = nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs)
+        self.mlp = GatedMLP(config.width, config.mlp_width, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T C"],
+        mask: Bool[Array, "B T"],
+        angle: Float[Array, "B T half"],
+    ) -> Float[Array, "B T C"]:
+        x = x + self.self_attn(self.input_layernorm(x), mask, angle)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nnx.Module):
+    """Causal decoder over embeddings; token embedding and head are its only vocabulary tables."""
+
+    def __init__(self, config: MLLMConfig, rngs: nnx.Rngs):
+        self.config = config
+        init = nnx.initializers.normal(0.02)
+        self.embed_tokens = nnx.Param(init(rngs.params(), (config.vocab_size, config.width)))
+        self.layers = stack(lambda r: LlamaBlock(config, r), config.layers, rngs)
+        self.norm = nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs)
+        self.lm_head = nnx.Linear(config.width, config.vocab_size, use_bias=False, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"], remat: bool = False
+    ) -> Float[Array, "B T C"]:
+        """Last hidden states, after the final norm.
+
+        Positions count the tokens that are there: padding between two parts of the sequence
+        shifts nothing.
+        """
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        head_width = self.config.width // self.config.heads
+        angle = angles(positions, head_width, self.config.rope_theta)
+        x, _ = scan_blocks(
+            self.layers, x, lambda block, h: block(h, mask, angle), remat=remat
+        )
+        return self.norm(x)

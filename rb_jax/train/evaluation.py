@@ -1,0 +1,59 @@
+"""Evaluation during training: a validation loss and a picture of a few edits."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from rb_jax.config import Config
+from rb_jax.data import loader
+from rb_jax.sharding.mesh import replicated, shard_batch
+from rb_jax.train.metrics import RunLog, Window, image_grid, save_png, to_uint8
+from rb_jax.train.state import TrainState
+from rb_jax.train.step import eval_step, sample_step
+from rb_jax.types import Batch
+
+VAL_BATCHES = 4
+
+
+class Evaluator:
+    """Always the same batches and the same randomness, so that two evaluations compare."""
+
+    def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
+        self.config, self.mesh = config, mesh
+        self.batches: list[Batch] = []
+        self.loss = jax.jit(functools.partial(eval_step, graphdef, config))
+        layout = replicated(mesh)  # every process can then read the pictures
+        self.sample = jax.jit(
+            functools.partial(sample_step, graphdef, config), out_shardings=layout
+        )
+
+    def evaluate(self, workdir: Path, log: RunLog, state: TrainState) -> None:
+        """Logs the loss as kind "val", and source | edit | truth to samples/ and TensorBoard."""
+        step = int(state.step)
+        if not self.batches:
+            stream = loader.batches(self.config, self.config.data.val_split)
+            self.batches = [next(stream) for _ in range(VAL_BATCHES)]
+        window, rng = Window(), jax.random.key(0)
+        for i, batch in enumerate(self.batches):
+            sharded = shard_batch(self.mesh, batch)
+            window.add(jax.device_get(self.loss(state, sharded, jax.random.fold_in(rng, i))))
+        log.write("val", step, window.means())
+        if self.config.train.eval_examples:
+            picture = self.picture(state, rng)
+            log.image("edits", step, picture)
+            save_png(workdir / "samples" / f"step_{step}.png", picture)
+
+    def picture(self, state: TrainState, rng: jax.Array) -> np.ndarray:
+        """uint8 [H W 3]: a row for each example, source | edit | truth."""
+        count = min(self.config.train.eval_examples, len(self.batches[0].source))
+        few = jax.tree.map(lambda x: x[:count], self.batches[0])
+        made = to_uint8(jax.device_get(self.sample(state, shard_batch(self.mesh, few), rng)))
+        columns = [np.asarray(few.source), made]
+        if few.target is not None and self.config.train.task == "edit":
+            columns.append(np.asarray(few.target))
+        return image_grid(columns)

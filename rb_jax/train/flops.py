@@ -1,0 +1,40 @@
+"""Model FLOPs, counted from the traced program: what the mathematics asks for.
+
+Matrix products and convolutions only (2 per multiply-add), scans times their length; recomputation
+by remat and whatever a compiler adds do not count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+from jax.extend import core
+
+
+def count_flops(function: Callable, *args) -> float:
+    """FLOPs of one call; ``args`` may be arrays or ShapeDtypeStructs."""
+    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _of_jaxpr(jaxpr: core.Jaxpr) -> float:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left, out = equation.invars[0].aval, equation.outvars[0].aval
+        return 2.0 * math.prod(out.shape) * math.prod(left.shape[i] for i in contracted)
+    if name == "conv_general_dilated":
+        kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+        out_channels = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * math.prod(out.shape) * math.prod(kernel.shape) / out_channels
+    repeats = params["length"] if name == "scan" else 1
+    inner = jax.tree.leaves(
+        params, is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
+    )
+    inner = [x for x in inner if isinstance(x, (core.Jaxpr, core.ClosedJaxpr))]
+    return repeats * sum(_of_jaxpr(getattr(x, "jaxpr", x)) for x in inner)

@@ -1,0 +1,276 @@
+"""The training loop: data, steps, evaluation, checkpoints, and continuing where a run stopped."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from tqdm import tqdm
+
+from rb_jax.config import Config, differing_keys
+from rb_jax.errors import InputError
+from rb_jax.sharding.mesh import check_batch_size, make_mesh, replicated, shard_batch
+from rb_jax.train import checkpoint, feed
+from rb_jax.train.evaluation import Evaluator
+from rb_jax.train.metrics import Clock, RunLog, Window, peak_flops
+from rb_jax.train.optimizer import make_optimizer
+from rb_jax.train.state import (
+    TrainState,
+    abstract_state,
+    build,
+    definition,
+    ema_params,
+    init_state,
+    parameter_report,
+)
+from rb_jax.train.step import train_step
+from rb_jax.train.weights import initial_weights, save_weights
+
+# What may change between two commands on one workdir; everything else would make the checkpoint
+# lie about how it was made.
+CHANGEABLE = ("train.log_every", "train.eval_every", "train.eval_examples",
+              "train.checkpoint_every", "train.keep_checkpoints", "data.workers")  # fmt: skip
+
+
+# The actions that come round every train.<name>_every steps.
+CADENCES = ("log", "eval", "checkpoint")
+
+
+@dataclasses.dataclass
+class Run:
+    """What the parts of the loop share."""
+
+    config: Config
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    manager: ocp.CheckpointManager
+    log: RunLog
+    window: Window
+    clock: Clock
+
+
+def train(config: Config, workdir: str | Path) -> int:
+    """Trains to config.train.steps in ``workdir``, continuing what is there; the exit status.
+
+    0 when finished, 143 or 130 after SIGTERM or ctrl-C, in both cases with a checkpoint from
+    which the same command continues with the very next batch. Writes checkpoints/, metrics.jsonl,
+    tensorboard/, samples/ and at the end weights/. Raises InputError when the workdir holds a run
+    of another configuration, ConfigError when the configuration cannot be trained.
+    """
+    workdir = Path(workdir).resolve()
+    mesh = make_mesh()
+    check_batch_size(mesh, config.train.batch_size)
+    with checkpoint.open_checkpoints(workdir, config.train.keep_checkpoints) as manager:
+        check_workdir(config, manager)
+        state, saved = start(config, manager, mesh)
+        _say(parameter_report(state))
+        step = int(state.step)
+        if saved is not None and step >= config.train.steps:
+            _say(f"{workdir}: already finished, {step} steps; raise train.steps to train on")
+            if not (workdir / "weights").exists():
+                save_weights(workdir / "weights", config, ema_params(state))
+            return 0
+        text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+        (workdir / "config.json").write_text(text, encoding="utf-8")
+        with closing(RunLog(workdir, step)) as log:
+            window = Window((saved or {}).get("window"))
+            run = Run(config, workdir, mesh, manager, log, window, Clock())
+            state, received = train_steps(run, state)
+        manager.wait_until_finished()
+        if received:
+            _say(f"stopped at step {int(state.step)}, saved; the same command continues")
+            return 128 + received
+        save_weights(workdir / "weights", config, ema_params(state))
+        _say(f"finished: {int(state.step)} steps, weights in {workdir / 'weights'}")
+        return 0
+
+
+def check_workdir(config: Config, manager: ocp.CheckpointManager) -> None:
+    """Raises InputError naming the keys in which the run in the workdir was configured otherwise.
+
+    How often to log, evaluate and save may change, and train.steps may be raised.
+    """
+    step = manager.latest_step()
+    if step is None:
+        return
+    there = checkpoint.read_metadata(manager, step)["config"]
+    keys = differing_keys(there, dataclasses.asdict(config))
+    raised = config.train.steps > there["train"].get("steps", 0)
+    keys = [k for k in keys if k not in CHANGEABLE and not (k == "train.steps" and raised)]
+    if keys:
+        raise InputError(
+            f"{manager.directory.parent} holds a run of another configuration: "
+            f"{', '.join(keys)} differ; choose another workdir or the same values"
+        )
+
+
+def start(
+    config: Config, manager: ocp.CheckpointManager, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The newest checkpoint's state and record, or a fresh state and None."""
+    tx, layout = make_optimizer(config), replicated(mesh)
+    restored = checkpoint.restore(manager, config, abstract_state(config, tx, layout))
+    if restored is None:
+        return init_state(config, tx, initial_weights(config), layout), None
+    _say(f"continuing from {manager.directory} at step {int(restored[0].step)}")
+    return restored
+
+
+def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
+    """Runs until config.train.steps or a signal; the last state, saved, and the signal (or 0)."""
+    config, first = run.config, int(state.step)
+    graphdef = definition(config)[0]
+    evaluator = Evaluator(config, graphdef, run.mesh)
+    batches = feed.train_batches(config, run.workdir, graphdef, state)
+    stepper = compile_step(run, graphdef, state, next_batch(run, batches))
+    progress = Progress(first, config.train.steps)
+    batch, pending = stepper.first_batch, None
+    run.clock.restart()
+    with stop_signals() as stop, closing(progress):
+        for step in range(first + 1, config.train.steps + 1):
+            state, metrics = stepper.step(state, batch)
+            run.clock.steps += 1
+            # While the devices work on this step, read the previous one's metrics and the input.
+            if pending is not None:
+                run.window.add(jax.device_get(pending))
+            pending = metrics
+            if step < config.train.steps:
+                batch = next_batch(run, batches)
+            stopping = bool(stop)  # read once: a signal may come at any point below
+            last = step == config.train.steps or stopping
+            due = {k: step % getattr(config.train, f"{k}_every") == 0 for k in CADENCES}
+            if last or any(due.values()):
+                run.window.add(jax.device_get(pending))
+                pending = None
+            if due["log"] or step == config.train.steps:
+                log_line(run, step, stepper, progress)
+            with run.clock.pause():
+                if (due["eval"] and not stopping) or step == config.train.steps:
+                    evaluator.evaluate(run.workdir, run.log, state)
+                if due["checkpoint"] or last:
+                    save(run, state)
+            progress.update(step)
+            if stopping:
+                return state, stop[0]
+    return state, 0
+
+
+@dataclasses.dataclass
+class Stepper:
+    """The compiled step and what is known about its cost."""
+
+    step: Callable[[TrainState, Any], tuple[TrainState, dict]]
+    first_batch: Any
+    flops: float  # model FLOPs of one step
+    peak: float  # FLOP/s of all devices
+
+
+def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any) -> Stepper:
+    """Compiles the step for this batch's shapes and says how long that took."""
+    config, layout = run.config, replicated(run.mesh)
+    step = functools.partial(train_step, graphdef, config, make_optimizer(config))
+    begin = time.perf_counter()
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, layout))
+    compiled = jitted.lower(state, batch).compile()
+    seconds = time.perf_counter() - begin
+    model = nnx.eval_shape(lambda: build(config, nnx.Rngs(0)))
+    flops = config.train.batch_size * model.flops_per_example()
+    peak, source = peak_flops(list(run.mesh.devices.flat))
+    _say(f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
+         f"{peak / 1e12:.2f} TFLOP/s ({source})")  # fmt: skip
+    row = {"compile_seconds": seconds, "step_flops": flops, "peak_flops": peak}
+    row |= {"peak_source": source, "batch_size": config.train.batch_size}
+    run.log.write("start", int(state.step), row)
+    return Stepper(compiled, batch, flops, peak)
+
+
+def next_batch(run: Run, batches: Iterator) -> Any:
+    with run.clock.waiting():
+        return shard_batch(run.mesh, next(batches))
+
+
+def log_line(run: Run, step: int, stepper: Stepper, progress: Progress) -> None:
+    """Writes the window's means and starts the next one."""
+    means = run.window.means()
+    speed = run.clock.speed(stepper.flops, stepper.peak)
+    run.log.write("train", step, means | speed)
+    run.window.sums.clear()
+    run.clock.restart()
+    progress.show(step, means["loss"], speed["steps_per_second"])
+
+
+def save(run: Run, state: TrainState) -> None:
+    """Starts writing a checkpoint, unless this step has one."""
+    if int(state.step) not in run.manager.all_steps():
+        window = copy.deepcopy(run.window.sums)  # written in the background while this one fills
+        checkpoint.save(run.manager, state, run.config, {"window": window})
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one plain line each time the loss is logged."""
+
+    def __init__(self, first: int, steps: int):
+        self.steps = steps
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True)
+
+    def update(self, step: int) -> None:
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+
+    def show(self, step: int, loss: float | None, rate: float) -> None:
+        text = "not finite" if loss is None else f"{loss:.4f}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {text}", refresh=False)
+            return
+        left = tqdm.format_interval((self.steps - step) / rate)
+        _say(f"step {step}/{self.steps}  loss {text}  {rate:.2f} steps/s  {left} left")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that receives SIGTERM or SIGINT when it comes; a second one acts as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    names = (signal.SIGTERM, signal.SIGINT)
+    previous = {name: signal.getsignal(name) for name in names}
+
+    def restore():
+        for name in names:
+            signal.signal(name, previous[name])
+
+    def handle(number, frame):
+        received.append(number)
+        restore()
+
+    for name in names:
+        signal.signal(name, handle)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(text, file=sys.stderr)

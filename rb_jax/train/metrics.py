@@ -1,0 +1,170 @@
+"""Averages, speed and utilisation between two log lines, and where they are written."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorboardX
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+LINES = "metrics.jsonl"
+
+# Dense bf16 TFLOP/s of one device, by a part of its ``device_kind``; the first match counts.
+PEAK_TFLOPS = {
+    "v5 lite": 197, "v5e": 197, "v5p": 459, "v5": 459, "v6 lite": 918, "v6e": 918,
+    "v7x": 2307, "tpu7x": 2307, "v4": 275, "a100": 312, "h100": 989, "h200": 989, "b200": 2250,
+}  # fmt: skip
+
+# These say where the run is; their last value is logged instead of their mean.
+LAST = ("learning_rate", "skipped")
+
+
+class Window:
+    """Means of each metric since the last log line; values that are not finite are left out."""
+
+    def __init__(self, saved: Mapping[str, list] | None = None):
+        self.sums = {name: list(pair) for name, pair in (saved or {}).items()}
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        for name, value in metrics.items():
+            value = float(value)
+            if name in LAST:
+                self.sums[name] = [value, 1]
+            elif math.isfinite(value):
+                total, count = self.sums.get(name, [0.0, 0])
+                self.sums[name] = [total + value, count + 1]
+            else:
+                self.sums.setdefault(name, [0.0, 0])
+
+    def means(self) -> dict[str, float | None]:
+        """Metric -> mean, None when no value was finite."""
+        return {name: total / n if n else None for name, (total, n) in self.sums.items()}
+
+
+class Clock:
+    """Time spent on training alone: what runs inside ``pause()`` does not count."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self.started, self.steps, self.waited, self.paused = time.perf_counter(), 0, 0.0, 0.0
+
+    @contextmanager
+    def waiting(self):
+        """Counts its body as waiting for input."""
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
+    @contextmanager
+    def pause(self):
+        """Keeps its body (evaluation, checkpoints) out of the speed."""
+        begin = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - begin
+
+    def speed(self, flops_per_step: float, peak: float) -> dict[str, float]:
+        """Steps a second, model FLOPs utilisation in [0, 1] and the share of time waiting."""
+        seconds = max(time.perf_counter() - self.started - self.paused, 1e-9)
+        rate = self.steps / seconds
+        share = self.waited / seconds
+        return {"steps_per_second": rate, "mfu": rate * flops_per_step / peak, "input_wait": share}
+
+
+def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
+    """FLOP/s of all devices together and how it is known.
+
+    Kinds outside the table, such as CPUs, are timed on a matrix product.
+    """
+    kind = devices[0].device_kind
+    for name, tflops in PEAK_TFLOPS.items():
+        if name in kind.lower():
+            return len(devices) * tflops * 1e12, f"{len(devices)} x {kind}, bf16 peak"
+    # Host devices share the same cores, so that several are no faster than one.
+    count = 1 if devices[0].platform == "cpu" else len(devices)
+    measured = count * _matmul_flops(devices[0])
+    return measured, f"{len(devices)} x {kind}, measured on a float32 matrix product"
+
+
+def _matmul_flops(device: jax.Device, side: int = 1536) -> float:
+    a = jax.device_put(np.ones((side, side), np.float32), device)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        product(a, a).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return 2 * side**3 / min(times)
+
+
+class RunLog:
+    """``metrics.jsonl`` (one object a line: step, kind, values) and TensorBoard in a workdir.
+
+    Lines and events after ``step``, left by a run that was killed later than its last
+    checkpoint, are dropped: they are about to be written again.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / LINES
+        kept = [row for row in read_lines(workdir) if row["step"] <= step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+        self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps({"step": step, "kind": kind} | dict(values)) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def image(self, name: str, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        self.board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def read_lines(workdir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a workdir's metrics.jsonl; a last line cut short by a kill is ignored."""
+    path = Path(workdir) / LINES
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def image_grid(
+    columns: list[UInt8[np.ndarray, "B S S 3"]], gap: int = 2
+) -> UInt8[np.ndarray, "H W 3"]:
+    """One row an example, one column a kind of picture, white lines between."""
+    pad = ((0, 0), (gap, gap), (gap, gap), (0, 0))
+    framed = [np.pad(column, pad, constant_values=255) for column in columns]
+    return np.concatenate([np.concatenate(list(column)) for column in framed], axis=1)
+
+
+def to_uint8(images: Float[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
+    """[-1, 1] -> [0, 255]."""
+    return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def save_png(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)

@@ -1,0 +1,51 @@
+"""AdamW with a warm-up; weight decay applies to matrices only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from rb_jax.config import Config
+from rb_jax.train.state import Params
+
+# Last names of the parameters that multiply activations. Names rather than ranks decide, because
+# a stack of blocks gives every vector a leading layer axis.
+MATRICES = ("kernel", "lora_a", "lora_b")
+
+
+def make_schedule(config: Config) -> Callable[[Array], Array]:
+    """Update number -> learning rate: linear warm-up, then constant or half a cosine.
+
+    The cosine ends at train.steps; raising train.steps on resume stretches what is left of it.
+    """
+    opt, steps = config.optimizer, config.train.steps
+
+    def schedule(count):
+        count = jnp.asarray(count, jnp.float32)
+        warm = jnp.minimum(1.0, (count + 1) / max(opt.warmup_steps, 1))
+        if opt.schedule == "constant":
+            return opt.learning_rate * warm
+        progress = (count - opt.warmup_steps) / max(steps - 1 - opt.warmup_steps, 1)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+        return opt.learning_rate * warm * (opt.final_fraction + (1 - opt.final_fraction) * cosine)
+
+    return schedule
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW; its state covers the trainable parameters only.
+
+    ``clip_norm`` of 0 turns the clipping off.
+    """
+    opt = config.optimizer
+    adamw = optax.adamw(
+        make_schedule(config), opt.b1, opt.b2, opt.eps, weight_decay=opt.weight_decay, mask=decayed
+    )
+    return optax.chain(optax.clip_by_global_norm(opt.clip_norm), adamw) if opt.clip_norm else adamw
+
+
+def decayed(params: Params) -> dict[str, bool]:
+    return {path: path.rsplit("/", 1)[-1] in MATRICES for path in params}

@@ -1,0 +1,192 @@
+"""What training carries from step to step, and which parameters it may change.
+
+Parameters live outside the model in flat dicts, "double_blocks/img_attn/qkv/kernel" -> array; the
+same names are used by the patterns of the configuration, the checkpoints and the weight files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Int
+
+from rb_jax.config import Config, ConfigError
+from rb_jax.errors import InputError
+from rb_jax.types import record
+
+Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
+
+# config.train.task -> (module, class). Each has loss(batch, rng) and flops_per_example().
+MODELS = {
+    "edit": ("rb_jax.reasonbrain", "ReasonBrain"),
+    "autoencoder": ("rb_jax.encoders.vae", "AutoencoderTrainer"),
+}
+
+
+@record
+class TrainState:
+    step: Int[Array, ""]  # batches consumed; the rng and the sample order are functions of it
+    skipped: Int[Array, ""]  # of those, how many gave a non-finite gradient and changed nothing
+    params: Params  # trainable, float32
+    frozen: Params  # never changed, in the model's compute dtype
+    opt_state: optax.OptState
+    ema: Params  # running average of ``params``
+
+
+def build(config: Config, rngs: nnx.Rngs) -> Any:
+    """The module that ``config.train.task`` trains, freshly initialised."""
+    module, name = MODELS[config.train.task]
+    return getattr(importlib.import_module(module), name)(config, rngs)
+
+
+def definition(config: Config) -> tuple[nnx.GraphDef, Params, set[str]]:
+    """The model without arrays: graph, shape of every variable, which are parameters."""
+    graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
+    flat = {_join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
+    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in flat.items()}
+    return graphdef, shapes, {path for path, v in flat.items() if isinstance(v, nnx.Param)}
+
+
+def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
+    """The module of ``graphdef`` holding the arrays of ``params``; inverse of ``flatten``."""
+    leaves = [(_split(path), value) for path, value in params.items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def flatten(model: nnx.Module) -> Params:
+    """Every variable of a module by its "/"-joined path."""
+    return {_join(p): v.get_value() for p, v in nnx.to_flat_state(nnx.state(model))}
+
+
+def init_state(
+    config: Config,
+    tx: optax.GradientTransformation,
+    weights: Mapping[str, Any] | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> TrainState:
+    """A state at step 0, created on the devices of ``sharding``.
+
+    ``weights`` replaces the random values of the paths it names. Raises ConfigError when a pattern
+    of config.train.trainable or .frozen matches nothing, or when nothing is left to train.
+    """
+    _, shapes, parameters = definition(config)
+    trainable = trainable_paths(config, parameters)
+    weights = dict(weights or {})
+    check_weights(weights, {path: shapes[path] for path in shapes if path in weights})
+    create = functools.partial(_create, config, tx, trainable)
+    return jax.jit(create, out_shardings=sharding)(jax.random.key(config.train.seed), weights)
+
+
+def abstract_state(
+    config: Config, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
+) -> TrainState:
+    """The shapes, dtypes and layout of ``init_state``'s result, without its arrays."""
+    trainable = trainable_paths(config, definition(config)[2])
+    state = jax.eval_shape(
+        functools.partial(_create, config, tx, trainable), jax.random.key(config.train.seed), {}
+    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def _create(config, tx, trainable: set[str], key, weights: Params) -> TrainState:
+    values = flatten(build(config, nnx.Rngs(key))) | weights
+    params = {p: values[p].astype(jnp.float32) for p in sorted(trainable)}
+    frozen = cast_params(config, {p: values[p] for p in sorted(set(values) - trainable)})
+    ema = jax.tree.map(jnp.copy, params)  # buffers of its own, since the state is donated
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, skipped, params, frozen, tx.init(params), ema)
+
+
+def trainable_paths(config: Config, paths: Iterable[str]) -> set[str]:
+    """Paths that some pattern of train.trainable matches and none of train.frozen does.
+
+    ``*`` stands for any part of one name and ``**`` for any number of whole names. Raises
+    ConfigError naming the key and the pattern when one matches no path.
+    """
+    paths = set(paths)
+    chosen = {}
+    for key in ("trainable", "frozen"):
+        chosen[key] = set()
+        for pattern in getattr(config.train, key):
+            matched = {path for path in paths if matches(pattern, path)}
+            if not matched:
+                raise ConfigError(f"config.train.{key}: pattern {pattern!r} matches no parameter")
+            chosen[key] |= matched
+    trainable = chosen["trainable"] - chosen["frozen"]
+    if not trainable:
+        raise ConfigError("config.train.trainable: every parameter is frozen, nothing to train")
+    return trainable
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a glob over "/"-joined names matches the whole path."""
+    tokens = {"**/": "(?:[^/]+/)*", "/**": "(?:/[^/]+)*", "**": ".*", "*": "[^/]*"}
+    parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*)", pattern)
+    return re.fullmatch("".join(tokens.get(p, re.escape(p)) for p in parts), path) is not None
+
+
+def check_weights(found: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> None:
+    """Raises InputError listing the missing, unexpected and differently shaped paths."""
+    problems = [f"missing {path}" for path in sorted(set(expected) - set(found))]
+    problems += [f"unexpected {path}" for path in sorted(set(found) - set(expected))]
+    for path in sorted(set(found) & set(expected)):
+        have, want = tuple(np.shape(found[path])), tuple(expected[path].shape)
+        if have != want:
+            problems.append(f"{path} has shape {have}, the model needs {want}")
+    if problems:
+        more = [f"and {len(problems) - 8} more"] if problems[8:] else []
+        shown = "; ".join(problems[:8] + more)
+        raise InputError(f"{where or 'weights'} do not fit the model: {shown}")
+
+
+def parameter_report(state: TrainState) -> str:
+    """A table of trainable and frozen parameter counts and of bytes, a row for each stage."""
+    rows: dict[str, list[float]] = {}
+    for column, params in enumerate((state.params, state.frozen)):
+        for path, value in params.items():
+            row = rows.setdefault(path.split("/")[0], [0, 0, 0])
+            row[column] += value.size
+            row[2] += value.size * value.dtype.itemsize
+    rows["total"] = [sum(row[i] for row in rows.values()) for i in range(3)]
+    width = max(len(name) for name in rows) + 2
+    lines = [f"{'parameters':<{width}}{'trainable':>13}{'frozen':>13}{'bytes':>13}"]
+    for name, (trained, frozen, size) in rows.items():
+        cells = f"{trained / 1e6:>11.3f} M{frozen / 1e6:>11.3f} M{size / 1e6:>10.2f} MB"
+        lines.append(f"{name:<{width}}{cells}")
+    return "\n".join(lines)
+
+
+def cast_params(config: Config, params: Params) -> Params:
+    """Floating arrays in the model's compute dtype; gradients pass through the cast."""
+    return {path: _cast(value, jnp.dtype(config.model.dtype)) for path, value in params.items()}
+
+
+def ema_params(state: TrainState) -> Params:
+    """All the model's arrays, the trainable ones as their running average."""
+    return dict(state.ema) | state.frozen
+
+
+def replace(state: TrainState, **changes: Any) -> TrainState:
+    return dataclasses.replace(state, **changes)
+
+
+def _join(path: tuple) -> str:
+    return "/".join(map(str, path))
+
+
+def _split(path: str) -> tuple:
+    return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
+
+
+def _cast(value: Array, dtype: np.dtype) -> Array:
+    return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value

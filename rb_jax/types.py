@@ -1,0 +1,91 @@
+"""The records that travel along the data path, and the legend of their axes.
+
+    Batch --encode--> Features --frce--> Cues --mllm, qformer, cme--> Conditioning --mmdit--> velocity
+
+Axis legend (one letter names an axis everywhere in the package):
+
+    B  batch                      S  image side, pixels             C  channels / width of a stage
+    P  patch tokens of the image encoder (without the class token)  E  image tokens with the class token
+    R  regions a picture          G  side of the region-mask grid   O  objects named in the instruction
+    T  text tokens (CLIP)         L  text tokens (language model)   K  tokens of one object's name
+    I  [IMG] tokens               Q  learnable queries              M  conditioning tokens
+    H W  latent height and width  N  packed image tokens            D  width of one packed token
+
+Masks are boolean and True where there is content (padding is False).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+
+def record(cls):
+    """A frozen dataclass that JAX walks through as a pytree."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@record
+class Text:
+    """Token ids with their mask; rows are left-aligned, padding comes last."""
+
+    ids: Int[Array, "*B T"]
+    mask: Bool[Array, "*B T"]
+
+
+@record
+class Batch:
+    """What the loader hands to the model.
+
+    ``target`` is None when editing. ``source_latent`` and ``target_latent`` are the moments' means
+    and standard deviations of the autoencoder, present when they were computed ahead of time.
+    """
+
+    source: UInt8[Array, "B S S 3"]
+    target: UInt8[Array, "B S S 3"] | None
+    text: Text  # [B T], for the CLIP text tower
+    prompt: Text  # [B L], for the language model
+    objects: Text  # [B O K], names of the objects in the instruction, for the CLIP text tower
+    object_mask: Bool[Array, "B O"]
+    regions: Bool[Array, "B R G G"]
+    region_mask: Bool[Array, "B R"]
+    source_latent: Float[Array, "B H W C"] | None = None
+    target_latent: Float[Array, "B H W C"] | None = None
+
+
+@record
+class Features:
+    """Outputs of the encoders: all that the later stages see of a picture and a sentence."""
+
+    image: Float[Array, "B E C_i"]  # E_I(I), class token first; CME's visual enhancer
+    patches: Float[Array, "B P C_i"]  # the layer LLaVA and FRCE read, class token dropped
+    regions: Float[Array, "B R C_r"]  # region features, pooled over the region masks
+    region_mask: Bool[Array, "B R"]
+    text: Float[Array, "B T C_t"]  # E_T(H)
+    text_mask: Bool[Array, "B T"]
+    pooled: Float[Array, "B C_t"]  # CLIP's pooled text vector, the MMDiT's `vec`
+    objects: Float[Array, "B O C_t"]  # pooled text vector of each object's name
+    object_mask: Bool[Array, "B O"]
+    prompt: Text  # [B L], token ids are the language model's own features
+    source_latent: Float[Array, "B H W C_z"]
+
+
+@record
+class Cues:
+    """FRCE's outputs R_V and R_T (PAPER section 4.2)."""
+
+    visual: Float[Array, "B V C"]
+    visual_mask: Bool[Array, "B V"]
+    textual: Float[Array, "B O C"]
+    textual_mask: Bool[Array, "B O"]
+
+
+@record
+class Conditioning:
+    """What the flow model is given besides z_t; it does not depend on the time t."""
+
+    tokens: Float[Array, "B M C"]
+    vector: Float[Array, "B C_v"]
+    source_latent: Float[Array, "B H W C_z"]
