@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 import ml_collections
 
+from rb_jax.errors import InputError
 
-class ConfigError(ValueError):
+
+class ConfigError(InputError):
     """A value of the configuration is unknown, missing, mistyped or inconsistent."""
 
 
@@ -58,9 +60,9 @@ class AutoencoderConfig:
     """FLUX's KL autoencoder: resolution halves between the levels of ``channel_mult``."""
 
     channels: int = 16
-    channel_mult: tuple[int, ...] = (1, 2, 4)
+    channel_mult: tuple[int, ...] = (1, 2, 3)
     num_res_blocks: int = 1
-    latent_channels: int = 8
+    latent_channels: int = 12
     norm_groups: int = 8
     scale_factor: float = 1.0
     shift_factor: float = 0.0

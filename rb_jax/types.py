@@ -17,14 +17,37 @@ Masks are boolean and True where there is content (padding is False).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+Array = jax.Array | np.ndarray  # NumPy on the way in, JAX from the first stage on
+T = TypeVar("T")
 
 
-def record(cls):
-    """A frozen dataclass that JAX walks through as a pytree."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+@dataclass_transform(frozen_default=True)
+def record(cls: type[T]) -> type[T]:
+    """A frozen dataclass that JAX walks through as a pytree.
+
+    Trees may hold anything in the place of the arrays (shapes, shardings, tracers), so rebuilding
+    one skips ``__init__``, where tests check the arrays' shapes.
+    """
+    dataclasses.dataclass(frozen=True)(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+
+    def children(value: T):
+        return [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in names], None
+
+    def rebuild(_: None, values: Iterable[Any]) -> T:
+        value = object.__new__(cls)
+        value.__dict__.update(zip(names, values, strict=True))
+        return value
+
+    jax.tree_util.register_pytree_with_keys(cls, children, rebuild)
+    return cls
 
 
 @record

@@ -133,16 +133,10 @@ def save_image(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "H W 3"])
     Raises InputError for an unknown suffix, a missing folder, or a file that cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in _WRITERS:
-        known = " ".join(_WRITERS)
-        raise InputError(f"{path}: unknown picture suffix {path.suffix!r}; use one of {known}")
+    check_writable(path)
     kind, options = _WRITERS[path.suffix.lower()]
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; give the name of a file")
         with open(partial, "xb") as file:
             Image.fromarray(pixels).save(file, kind, **options)
         os.replace(partial, path)
@@ -151,6 +145,18 @@ def save_image(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "H W 3"])
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """InputError if ``save_image`` could not write here: asked before the work, not after."""
+    path = Path(path)
+    if path.suffix.lower() not in _WRITERS:
+        known = " ".join(_WRITERS)
+        raise InputError(f"{path}: unknown picture suffix {path.suffix!r}; use one of {known}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file")
 
 
 def _plugin(data: bytes, name: str):

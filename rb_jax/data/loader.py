@@ -21,6 +21,7 @@ from jaxtyping import Int
 from rb_jax.config import Config, DataConfig
 from rb_jax.data.objects import extract_objects
 from rb_jax.data.reason50k import Reason50K
+from rb_jax.data.reasonworld import Example, ReasonWorld
 from rb_jax.data.regions import segment
 from rb_jax.data.schema import EditExample
 from rb_jax.data.text import Tokenizer, check_instruction
@@ -44,8 +45,6 @@ class WorldSource:
     """The first ``count`` examples of a ReasonWorld split."""
 
     def __init__(self, data: DataConfig, split: str):
-        from rb_jax.data.reasonworld import ReasonWorld
-
         try:
             self._world = ReasonWorld(split, data.seed, data.image_size)
         except ValueError as error:
@@ -58,16 +57,20 @@ class WorldSource:
     def __getitem__(self, index: int, /) -> EditExample:
         if not 0 <= index < self._count:
             raise IndexError(f"example {index} of {self._count}")
-        example = self._world[index]
-        return EditExample(
-            id=example.id,
-            category=example.category,
-            instruction=example.instruction,
-            objects=tuple(example.objects),
-            source=example.source,
-            target=example.target,
-            target_caption=example.target_caption,
-        )
+        return from_world(self._world[index])
+
+
+def from_world(example: Example) -> EditExample:
+    """An example of ReasonWorld as one of any data set."""
+    return EditExample(
+        id=example.id,
+        category=example.category,
+        instruction=example.instruction,
+        objects=tuple(example.objects),
+        source=example.source,
+        target=example.target,
+        target_caption=example.target_caption,
+    )
 
 
 def open_source(data: DataConfig, split: str) -> Source:
@@ -197,8 +200,8 @@ def _numbering(count: int, order: Order) -> Callable[[int], Int[np.ndarray, " B"
     def epoch_order(epoch: int) -> np.ndarray:
         # Grain's own shuffle takes milliseconds an element for small sets. The raw stream of a
         # bit generator, unlike NumPy's permutations, never changes between NumPy's versions.
-        bits = np.random.Philox(key=[order.seed % 2**64, epoch]).random_raw(count)
-        return np.argsort(bits, kind="stable")
+        key = np.array([order.seed % 2**64, epoch], np.uint64)
+        return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
     def numbers(step: int) -> np.ndarray:
         epochs, places = np.divmod(step * order.batch_size + rank, count)

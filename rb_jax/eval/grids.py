@@ -33,7 +33,7 @@ SMOOTH = 4
 
 
 @dataclass(frozen=True)
-class EditExample:
+class GridRow:
     """One edit to show.
 
     ``pictures`` maps a column's name ("source", "edit", "truth", ...) to uint8 [S, S, 3] or a
@@ -81,7 +81,7 @@ def png_bytes(picture: Picture) -> bytes:
 
 
 def edit_grid(
-    rows: Sequence[EditExample],
+    rows: Sequence[GridRow],
     columns: Sequence[str] = ("source", "edit", "truth"),
     size: int = 192,
 ) -> Image.Image:
@@ -131,7 +131,7 @@ def _draw_picture(
 
 
 def _draw_caption(
-    canvas: Image.Image, row: EditExample, corner: tuple[int, int], height: int
+    canvas: Image.Image, row: GridRow, corner: tuple[int, int], height: int
 ) -> None:
     """Category on top, instruction below it, score at the foot of the card."""
     draw = ImageDraw.Draw(canvas)
@@ -157,7 +157,7 @@ def _draw_chip(canvas: Image.Image, label: str, corner: tuple[int, int]) -> int:
     return y + 22
 
 
-def _draw_score(canvas: Image.Image, row: EditExample, middle: tuple[int, int]) -> None:
+def _draw_score(canvas: Image.Image, row: GridRow, middle: tuple[int, int]) -> None:
     """A tick or a cross and the PSNR, vertically centred on ``middle``."""
     x, y = middle
     if row.aligned is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rb_jax.eval.curves import Curve, line_chart
-from rb_jax.eval.grids import CATEGORY_COLORS, EditExample, category_color
+from rb_jax.eval.grids import CATEGORY_COLORS, GridRow, category_color
 from rb_jax.eval.report_parts import (
     DASH,
     STYLE,
@@ -63,7 +63,7 @@ class ReportData:
     parameters: int = 0
     cores: int = 0
     title: str = "ReasonBrain on ReasonWorld"
-    examples: Sequence[EditExample] = ()
+    examples: Sequence[GridRow] = ()
     columns: Sequence[str] = ("source", "edit", "truth")
     metrics: Sequence[Mapping[str, Any]] = ()
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
@@ -143,7 +143,7 @@ def _pictures(data: ReportData) -> str:
     )
 
 
-def _card(example: EditExample, columns: Sequence[str]) -> str:
+def _card(example: GridRow, columns: Sequence[str]) -> str:
     verdict = ""
     if example.aligned is not None:
         kind, mark = ("good", "&#10003;") if example.aligned else ("bad", "&#10007;")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from rb_jax.config import Config, ConfigError
@@ -20,26 +21,29 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's rows of the batches of steps state.step, state.step + 1, ...
 
-    With data.cache_latents the frozen autoencoder sees every picture once, before training.
-    Raises ConfigError when that autoencoder is trained.
+    With data.cache_latents every example is made once, before training, in ``workdir/prepared``,
+    and the frozen autoencoder encodes it there (unless it is what the task trains). Raises
+    ConfigError when an autoencoder whose latents are to be kept is trained.
     """
     step, data = int(state.step), config.data
-    if config.train.task != "edit" or not data.cache_latents:
-        return loader.batches(config, data.split, start_step=step)
+    place = (jax.process_index(), jax.process_count())
+    if not data.cache_latents:
+        return loader.batches(config, data.split, step, *place)
+    encoder = latent_encoder(config, graphdef, state) if config.train.task == "edit" else ()
+    ready = prepared.prepare(config, data.split, workdir / "prepared", *encoder)
+    return ready.batches(config.train.batch_size, data.seed, step, *place)
+
+
+def latent_encoder(
+    config: Config, graphdef: nnx.GraphDef, state: TrainState
+) -> tuple[Callable[[np.ndarray], jax.Array], str]:
+    """Pictures -> latents of the state's frozen autoencoder, and a name for its exact weights."""
     if any(path.startswith("autoencoder/") for path in state.params):
         raise ConfigError("config.data.cache_latents: the autoencoder is trained; freeze or clear")
     weights = {p: v for p, v in state.frozen.items() if p.startswith("autoencoder/")}
     sums = jax.device_get(checkpoint.checksums(weights))
     fingerprint = "-".join(f"{int(sums[path]):08x}" for path in sorted(sums))
 
-    def encode(params, images):
-        return merge(graphdef, params).encode_latents(images)
-
-    jitted = jax.jit(encode)
     params = dict(state.params) | state.frozen
-    ready = prepared.prepare(
-        config, data.split, workdir / "prepared", lambda x: jitted(params, x), fingerprint
-    )
-    return ready.batches(
-        config.train.batch_size, data.seed, step, jax.process_index(), jax.process_count()
-    )
+    encode = jax.jit(lambda params, x: merge(graphdef, params).encode_latents(x))
+    return lambda images: encode(params, images), fingerprint

@@ -84,7 +84,11 @@ def init_state(
     weights = dict(weights or {})
     check_weights(weights, {path: shapes[path] for path in shapes if path in weights})
     create = functools.partial(_create, config, tx, trainable)
-    return jax.jit(create, out_shardings=sharding)(jax.random.key(config.train.seed), weights)
+    # Hundreds of small random kernels run once: on a CPU, optimising them takes a minute.
+    cpu = sharding is not None and {d.platform for d in sharding.device_set} == {"cpu"}
+    options = {"xla_backend_optimization_level": 0} if cpu else None
+    jitted = jax.jit(create, out_shardings=sharding, compiler_options=options)
+    return jitted(jax.random.key(config.train.seed), weights)
 
 
 def abstract_state(

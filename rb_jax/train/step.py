@@ -36,7 +36,7 @@ def train_step(
         return merge(graphdef, cast_params(config, params) | state.frozen).loss(batch, rng)
 
     (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
@@ -50,7 +50,7 @@ def train_step(
     metrics = terms | {
         "loss": loss,
         "grad_norm": grad_norm,
-        "param_norm": optax.global_norm(params),
+        "param_norm": optax.tree.norm(params),
         "learning_rate": make_schedule(config)(state.step - state.skipped),
     }
     skipped = state.skipped + jnp.where(finite, 0, 1)

@@ -56,7 +56,8 @@ def test_seeds_give_orders_that_are_not_shifts_of_each_other():
 
 def test_the_order_itself_is_pinned():
     """A resumed run must see the same order after an upgrade of NumPy or Grain."""
-    assert numbers(8, loader.Order(8, seed=3), 2).tolist() == PINNED
+    pinned = [[6, 1, 5, 2, 7, 4, 3, 0], [7, 3, 5, 6, 4, 0, 2, 1]]
+    assert numbers(8, loader.Order(8, seed=3), 2).tolist() == pinned
 
 
 def test_orders_that_cannot_be():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from rb_jax.eval.grids import EditExample, edit_grid, upscale, wrap
+from rb_jax.eval.grids import GridRow, edit_grid, upscale, wrap
 
 RED, LIME, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -16,7 +16,7 @@ def flat(color, side=16):
 def example(**changes):
     pictures = {"source": flat(RED), "edit": flat(LIME), "truth": flat(BLUE)}
     values = {"instruction": "What if it rained?", "pictures": pictures, "category": "causal"}
-    return EditExample(**(values | changes))
+    return GridRow(**(values | changes))
 
 
 def colored(image, color):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rb_jax.eval.curves import Curve, line_chart, smooth, ticks
-from rb_jax.eval.grids import EditExample
+from rb_jax.eval.grids import GridRow
 from rb_jax.eval.reasonworld import EditScore, summarize
 from rb_jax.eval.report import ReportData, StageParameters, render_report, write_report
 
@@ -76,7 +76,7 @@ def example(instruction="What if the dam broke?", category="causal", **changes):
         name: np.full((8, 8, 3), value, np.uint8)
         for name, value in (("source", 10), ("edit", 130), ("truth", 250))
     }
-    return EditExample(instruction, pictures, category, **changes)
+    return GridRow(instruction, pictures, category, **changes)
 
 
 def data(**changes):

@@ -1,0 +1,92 @@
+"""One small model for all tests: every width differs, so no joint works by accident."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rb_jax.config import Config, from_config_dict, to_config_dict
+from rb_jax.train.state import Params, definition, merge
+from rb_jax.types import Batch, Text
+
+# Compiling costs more here than running does.
+FAST = {"xla_backend_optimization_level": 0}
+CHANGES = {
+    "model.vision": dict(image_size=24, patch_size=8, width=24, layers=3, heads=3, feature_layer=-2),
+    "model.text": dict(vocab_size=1031, max_length=36, width=40, heads=4),
+    "model.regions": dict(width=20, stride=4, max_regions=5),
+    "model.autoencoder": dict(
+        channels=8, channel_mult=(1, 1, 2), latent_channels=3, norm_groups=4,
+        scale_factor=0.7, shift_factor=0.1,
+    ),
+    "model.frce": dict(width=56, heads=7, patch_layers=2, id_controller_layers=2, max_objects=3),
+    "model.mllm": dict(
+        vocab_size=1047, max_length=38, width=48, mlp_width=76, layers=2, heads=6, kv_heads=2,
+        image_tokens=5, lora_rank=2, lora_alpha=6.0,
+    ),
+    "model.qformer": dict(width=36, heads=3, queries=7),
+    "model.cme": dict(width=44, queries=9),
+    "model.mmdit": dict(
+        width=60, heads=3, mlp_ratio=2.0, single_blocks=3, context_width=52, axes_dim=(4, 8, 8)
+    ),
+    "flow": dict(steps=2),
+    "data": dict(image_size=32, count=37, cache_latents=False),
+    "optimizer": dict(warmup_steps=2),
+    "train": dict(steps=6, batch_size=4, autoencoder_from=""),
+}  # fmt: skip
+
+
+def config(**changes: Any) -> Config:
+    """The small model; ``changes`` are dotted keys with ``__`` for the dot: ``model__remat``."""
+    values = to_config_dict(Config())
+    flat = {f"{group}.{key}": v for group, keys in CHANGES.items() for key, v in keys.items()}
+    values.update_from_flattened_dict(flat)
+    values.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return from_config_dict(values)
+
+
+def text(rng: np.random.Generator, *shape: int) -> Text:
+    """Random rows of 2 to all tokens, left-aligned; the padding holds 0."""
+    lengths = rng.integers(2, shape[-1], shape[:-1])
+    mask = np.arange(shape[-1]) < lengths[..., None]
+    return Text(np.where(mask, rng.integers(3, 1000, shape), 0).astype(np.int32), mask)
+
+
+def batch(config: Config, rows: int = 3, seed: int = 0) -> Batch:
+    """Noise of the shapes that the configuration asks for; each row has some padding of a kind."""
+    rng, model, side = np.random.default_rng(seed), config.model, config.data.image_size
+    objects, regions, grid = model.frce.max_objects, model.regions.max_regions, model.regions.stride
+    pictures = rng.integers(0, 256, (2, rows, side, side, 3)).astype(np.uint8)
+    return Batch(
+        source=pictures[0],
+        target=pictures[1],
+        text=text(rng, rows, model.text.max_length),
+        prompt=text(rng, rows, model.mllm.max_length),
+        objects=text(rng, rows, objects, 4),
+        object_mask=np.arange(objects) < rng.integers(1, objects, (rows, 1)),
+        regions=rng.random((rows, regions, side // grid, side // grid)) > 0.5,
+        region_mask=np.arange(regions) < rng.integers(1, regions, (rows, 1)),
+    )
+
+
+def params(config: Config, seed: int = 0) -> Params:
+    """Random weights, also where training starts from zeros; scales of norms are around one."""
+    rng, values = np.random.default_rng(seed), {}
+    for path, leaf in definition(config)[1].items():
+        noise = 0.1 * rng.standard_normal(leaf.shape)
+        values[path] = jnp.asarray(noise + path.endswith("scale"), leaf.dtype)
+    return values
+
+
+def jit(config: Config, function):
+    """``function(model, *args)`` as a compiled function of (params, *args)."""
+    graphdef = definition(config)[0]
+    return jax.jit(lambda p, *args: function(merge(graphdef, p), *args), compiler_options=FAST)
+
+
+def change(record, **changes):
+    return dataclasses.replace(record, **changes)

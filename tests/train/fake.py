@@ -1,0 +1,99 @@
+"""A model with the interface of ReasonBrain and next to nothing inside, which compiles at once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rb_jax.config import Config
+from rb_jax.train import state
+from rb_jax.types import Batch, Text
+
+
+class Pixels(nnx.Module):
+    def __init__(self, rngs):
+        self.encoder = nnx.Linear(3, 5, rngs=rngs)
+
+
+class FakeBrain(nnx.Module):
+    """Predicts the target's mean colour from the source's and from the instruction's tokens."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.autoencoder = Pixels(rngs)
+        self.text = nnx.Embed(config.model.text.vocab_size, 7, rngs=rngs)
+        self.mllm = nnx.List([nnx.Linear(7, 11, rngs=rngs), nnx.Linear(11, 5, rngs=rngs)])
+        self.mmdit = nnx.Linear(10, 3, rngs=rngs)
+
+    def encode_latents(self, images):
+        return jax.lax.stop_gradient(self.autoencoder.encoder(images[:, ::8, ::8] / 255.0))
+
+    def predict(self, batch):
+        latent = batch.source_latent
+        latent = self.encode_latents(batch.source) if latent is None else latent
+        text = self.text(batch.text.ids).mean(axis=1)
+        text = self.mllm[1](jnp.tanh(self.mllm[0](text)))
+        return self.mmdit(jnp.concatenate([latent.astype(text.dtype).mean((1, 2)), text], -1))
+
+    def loss(self, batch, rng):
+        noise = 0.1 * jax.random.normal(rng, (batch.source.shape[0], 3))
+        error = self.predict(batch) + noise - batch.target.mean((1, 2)) / 255.0
+        return jnp.mean(error**2), {"loss_flow": jnp.mean(error**2), "l1": jnp.abs(error).mean()}
+
+    def sample(self, batch, rng):
+        colour = jnp.tanh(self.predict(batch))[:, None, None]
+        return jnp.broadcast_to(colour, batch.source.shape).astype(jnp.float32)
+
+    def flops_per_example(self):
+        return 1e6
+
+
+class Trainer(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.autoencoder = Pixels(rngs)
+
+    def flops_per_example(self):
+        return 1e3
+
+
+def use(monkeypatch):
+    """Lets the training code find this model where it looks for the real one."""
+    models = {"edit": (__name__, "FakeBrain"), "autoencoder": (__name__, "Trainer")}
+    monkeypatch.setattr(state, "MODELS", models)
+
+
+def config(**train) -> Config:
+    """A few steps of the fake model on streamed ReasonWorld pictures."""
+    base = Config()
+    values = dict(steps=6, batch_size=8, autoencoder_from="", log_every=2, eval_every=4)
+    values |= dict(checkpoint_every=3, eval_examples=3) | train
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, count=37, cache_latents=False),
+        optimizer=dataclasses.replace(base.optimizer, warmup_steps=2, learning_rate=1e-2),
+        train=dataclasses.replace(base.train, **values),
+    )
+
+
+def text(rng: np.random.Generator, *shape: int) -> Text:
+    lengths = rng.integers(1, shape[-1] + 1, shape[:-1])
+    mask = np.arange(shape[-1]) < lengths[..., None]
+    return Text(np.where(mask, rng.integers(3, 300, shape), 0).astype(np.int32), mask)
+
+
+def random_batch(config: Config, rows: int, seed: int = 0) -> Batch:
+    """Noise of the shapes that the configuration asks for."""
+    rng, model, side = np.random.default_rng(seed), config.model, config.data.image_size
+    objects, regions, grid = model.frce.max_objects, model.regions.max_regions, model.regions.stride
+    pictures = rng.integers(0, 256, (2, rows, side, side, 3)).astype(np.uint8)
+    return Batch(
+        source=pictures[0],
+        target=pictures[1],
+        text=text(rng, rows, model.text.max_length),
+        prompt=text(rng, rows, model.mllm.max_length),
+        objects=text(rng, rows, objects, 4),
+        object_mask=np.arange(objects) < rng.integers(1, objects + 1, (rows, 1)),
+        regions=rng.random((rows, regions, side // grid, side // grid)) > 0.5,
+        region_mask=np.arange(regions) < rng.integers(1, regions + 1, (rows, 1)),
+    )

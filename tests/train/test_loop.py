@@ -1,0 +1,133 @@
+"""Runs of the loop on the fake model: stopping, continuing, refusing."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rb_jax.errors import InputError
+from rb_jax.train import checkpoint, loop
+from rb_jax.train.metrics import read_lines
+from rb_jax.train.weights import load_weights
+from tests.train import fake
+
+TIMES = ("steps_per_second", "mfu", "input_wait")
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch):
+    fake.use(monkeypatch)
+
+
+def final_arrays(workdir, step):
+    with checkpoint.open_checkpoints(workdir) as manager:
+        metadata = checkpoint.read_metadata(manager, step)
+    return metadata["checksums"]
+
+
+def rows(workdir):
+    found = [row for row in read_lines(workdir) if row["kind"] != "start"]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in found]
+
+
+def stop_at(step, number, monkeypatch):
+    """Sends a signal to this process while the loop waits for the batch after ``step``."""
+    original, calls = loop.next_batch, [0]
+
+    def next_batch(run, batches):
+        calls[0] += 1
+        if calls[0] == step + 1:
+            os.kill(os.getpid(), number)
+        return original(run, batches)
+
+    monkeypatch.setattr(loop, "next_batch", next_batch)
+
+
+def test_stopped_and_continued_equals_uninterrupted(tmp_path, monkeypatch):
+    config = fake.config(steps=7, log_every=3)
+    assert loop.train(config, tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        stop_at(4, signal.SIGTERM, patch)
+        assert loop.train(config, tmp_path / "parts") == 143
+    assert not (tmp_path / "parts" / "weights").exists()
+    assert loop.train(config, tmp_path / "parts") == 0
+    assert final_arrays(tmp_path / "whole", 7) == final_arrays(tmp_path / "parts", 7)
+    whole = rows(tmp_path / "whole")
+    assert [(r["step"], r["kind"]) for r in whole if r["kind"] == "train"] == [
+        (3, "train"), (6, "train"), (7, "train")]  # fmt: skip
+    # A stop leaves out the evaluation that was due at that very step, and nothing else.
+    assert [r for r in whole if r["step"] != 4] == [
+        r for r in rows(tmp_path / "parts") if r["step"] != 4
+    ]
+
+
+def test_what_was_written_after_the_last_checkpoint_is_written_anew(tmp_path):
+    config = fake.config(steps=6)
+    loop.train(config, tmp_path)
+    before = rows(tmp_path)
+    with checkpoint.open_checkpoints(tmp_path) as manager:
+        manager.delete(6)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "kind": "tra')
+    assert loop.train(config, tmp_path) == 0
+    assert rows(tmp_path) == before
+
+
+def test_interrupt_ends_with_130(tmp_path, monkeypatch):
+    stop_at(2, signal.SIGINT, monkeypatch)
+    assert loop.train(fake.config(), tmp_path) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_finished_run_says_so_and_may_be_prolonged(tmp_path, capsys):
+    config = fake.config(steps=3)
+    assert loop.train(config, tmp_path) == 0
+    assert loop.train(config, tmp_path) == 0
+    assert "already finished" in capsys.readouterr().err
+    assert loop.train(fake.config(steps=5, log_every=1, checkpoint_every=1), tmp_path) == 0
+    assert rows(tmp_path)[-1]["step"] == 5
+
+
+def test_another_configuration_is_refused(tmp_path):
+    config = fake.config(steps=3)
+    loop.train(config, tmp_path)
+    other = fake.config(steps=3, seed=5, ema_decay=0.5)
+    with pytest.raises(InputError, match="train.ema_decay, train.seed differ"):
+        loop.train(other, tmp_path)
+    lower = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=0))
+    with pytest.raises(InputError, match="train.steps differ"):
+        loop.train(lower, tmp_path)
+
+
+def test_outputs(tmp_path, capsys):
+    config = fake.config()
+    loop.train(config, tmp_path)
+    picture = np.asarray(Image.open(tmp_path / "samples" / "step_4.png"))
+    side = config.data.image_size + 4
+    assert picture.shape == (3 * side, 3 * side, 3)
+    stored, params = load_weights(tmp_path / "weights")
+    assert stored == config
+    _, of_checkpoint = load_weights(tmp_path)
+    assert params.keys() == of_checkpoint.keys()
+    assert all(np.array_equal(params[path], of_checkpoint[path]) for path in params)
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 6
+    assert list((tmp_path / "tensorboard").iterdir())
+    lines = capsys.readouterr().err
+    assert "step 4/6  loss 0." in lines and "compiled the step in" in lines
+    train_rows = [row for row in read_lines(tmp_path) if row["kind"] == "train"]
+    assert all(row["steps_per_second"] > 0 and 0 <= row["input_wait"] <= 1 for row in train_rows)
+
+
+def test_runs_outside_the_main_thread(tmp_path):
+    codes = []
+    config = fake.config(steps=3, eval_examples=0)
+    thread = threading.Thread(target=lambda: codes.append(loop.train(config, tmp_path)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert not (tmp_path / "samples").exists()
