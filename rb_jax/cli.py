@@ -5,6 +5,7 @@ Flags are absl's; any value of a configuration is set with ``--config.a.b=value`
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from rb_jax.config import ConfigError, from_config_dict
+from rb_jax.config import check_key, from_config_dict
 from rb_jax.errors import InputError
 
 USAGE = """rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain in JAX)
@@ -38,6 +39,12 @@ def train(argv: Sequence[str]) -> int:
         flag_values=values, sys_argv=list(argv),
     )  # fmt: skip
     _string(values, "workdir", None, "Folder of the run: checkpoints, logs, weights.")
+    for argument in argv:  # absl's and ml_collections' own messages would not name these
+        flag, _, value = argument.lstrip("-").partition("=")
+        if flag == "config" and value and not os.path.isfile(value.partition(":")[0]):
+            raise InputError(f"--config={value}: no such file")
+        if flag.startswith("config."):
+            check_key(flag.removeprefix("config."))
     _parse(values, argv, required=("config", "workdir"))
     from rb_jax.train.loop import train as run
 
@@ -92,7 +99,7 @@ def evaluate(argv: Sequence[str]) -> int:
 def data(argv: Sequence[str]) -> int:
     if len(argv) < 2 or argv[1] not in DATA:
         raise InputError(f"rb-jax data needs one of: {', '.join(DATA)}")
-    return DATA[argv[1]](argv[1:])
+    return DATA[argv[1]]([f"data {argv[1]}", *argv[2:]])
 
 
 def data_reasonworld(argv: Sequence[str]) -> int:

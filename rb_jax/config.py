@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ class MLLMConfig:
     max_length: int = 32
     width: int = 128
     mlp_width: int = 344
-    layers: int = 3
+    layers: int = 2
     heads: int = 4
     kv_heads: int = 4
     rope_theta: float = 10_000.0
@@ -105,7 +105,7 @@ class QFormerConfig:
     width: int = 72
     heads: int = 6
     layers: int = 2
-    queries: int = 12
+    queries: int = 8
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ class CMEConfig:
     width: int = 112
     heads: int = 4
     blocks: int = 2
-    queries: int = 12
+    queries: int = 8
 
 
 @dataclass(frozen=True)
 class MMDiTConfig:
     width: int = 160
     heads: int = 4
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = 3.0
     double_blocks: int = 2
     single_blocks: int = 4
     context_width: int = 120  # the text stream's input width (4096 in FLUX)
@@ -182,8 +182,10 @@ class DataConfig:
     # The tokenizer file of each tower; empty means the one shipped with the package.
     text_tokenizer: str = ""
     prompt_tokenizer: str = ""
-    workers: int = 0
-    cache_latents: bool = True
+    workers: int = 0  # threads that make batches ahead of time; 0 is 2
+    # Make every example once, before training, with its latents; "" keeps them in the workdir.
+    prepare: bool = True
+    prepared_dir: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,11 +241,27 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(dataclasses.asdict(config))
 
 
-def from_config_dict(values: Mapping[str, Any]) -> Config:
+def from_config_dict(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     """Checked, frozen form of a ConfigDict or nested dict; raises ConfigError naming the key."""
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
     return _build(Config, values, "")
+
+
+def check_key(key: str) -> None:
+    """Raises ConfigError if a dotted key such as ``train.steps`` names no value."""
+    cls, prefix = Config, ""
+    for name in key.split("."):
+        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        _check_name(name, hints, prefix)
+        cls, prefix = hints[name], f"{prefix}{name}."
+
+
+def _check_name(name: str, known: Mapping[str, Any], prefix: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {prefix}{close[0]}?" if close else ""
+        raise ConfigError(f"config.{prefix}{name}: no such key{hint}")
 
 
 def _build(cls, values: Any, prefix: str):
@@ -251,10 +269,7 @@ def _build(cls, values: Any, prefix: str):
         raise ConfigError(f"config.{prefix[:-1]}: expected a group of values, got {values!r}")
     hints = typing.get_type_hints(cls)
     for key in values:
-        if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"; did you mean {prefix}{close[0]}?" if close else ""
-            raise ConfigError(f"config.{prefix}{key}: no such key{hint}")
+        _check_name(str(key), hints, prefix)
     missing = [name for name in hints if name not in values]
     if missing:
         raise ConfigError(f"config.{prefix}{missing[0]}: missing")
@@ -289,6 +304,9 @@ def _value(hint: Any, value: Any, key: str) -> Any:
 def check(config: Config) -> None:
     """Raises ConfigError for the first pair of values that cannot go together."""
     model, data, flow, train = config.model, config.data, config.flow, config.train
+    for key, size in _sizes(model, "model"):
+        if size < 0 or (size == 0 and not key.endswith(("layers", "blocks", "lora_rank"))):
+            raise ConfigError(f"config.{key}: must be positive, got {size}")
     vision, vae, frce, mmdit = model.vision, model.autoencoder, model.frce, model.mmdit
     downsampling = 2 ** (len(vae.channel_mult) - 1)
     pixels_a_token = downsampling * mmdit.patch_size
@@ -313,6 +331,10 @@ def check(config: Config) -> None:
          f"{model.mllm.kv_heads} does not divide heads={model.mllm.heads}"),
         (model.mllm.width // model.mllm.heads % 2 == 0, "model.mllm.heads",
          "the head width must be even for RoPE"),
+        (-vision.layers - 1 <= vision.feature_layer <= vision.layers, "model.vision.feature_layer",
+         f"{vision.feature_layer} is not one of the {vision.layers + 1} hidden states"),
+        (flow.base_tokens < flow.max_tokens, "flow.max_tokens",
+         f"must be more than flow.base_tokens={flow.base_tokens}"),
         (0 <= flow.drop_condition < 1, "flow.drop_condition", "must be in [0, 1)"),
         (0 <= flow.drop_source < 1, "flow.drop_source", "must be in [0, 1)"),
         (flow.logit_std > 0, "flow.logit_std", "must be positive"),
@@ -330,9 +352,8 @@ def check(config: Config) -> None:
         ("qformer", model.qformer.width, model.qformer.heads),
         ("cme", model.cme.width, model.cme.heads),
     ]:
-        rules.append(
-            (heads > 0 and width % heads == 0, f"model.{name}.heads", f"{heads} does not divide width={width}")
-        )
+        why = f"{heads} does not divide width={width}"
+        rules.append((width % heads == 0, f"model.{name}.heads", why))
     for key, value in [("train.batch_size", train.batch_size), ("data.count", data.count),
                        ("flow.steps", flow.steps), ("train.log_every", train.log_every),
                        ("model.mllm.image_tokens", model.mllm.image_tokens),
@@ -342,6 +363,18 @@ def check(config: Config) -> None:
     for holds, key, why in rules:
         if not holds:
             raise ConfigError(f"config.{key}: {why}")
+
+
+def _sizes(group: Any, prefix: str) -> Iterator[tuple[str, float]]:
+    """Dotted key and value of every number in a group that counts or measures something."""
+    for f in dataclasses.fields(group):
+        key, value = f"{prefix}.{f.name}", getattr(group, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _sizes(value, key)
+        elif f.name not in ("feature_layer", "shift_factor"):
+            values = value if isinstance(value, tuple) else (value,)
+            numbers = (v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool))
+            yield from ((key, v) for v in numbers)
 
 
 def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:

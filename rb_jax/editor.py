@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from rb_jax.config import Config
-from rb_jax.data.images import from_square, open_image, to_square
+from rb_jax.data.images import from_square, open_image, to_pixels, to_square
 from rb_jax.data.loader import Collator
 from rb_jax.data.schema import EditExample
 from rb_jax.encoders.vae import to_float, to_uint8
@@ -25,6 +25,7 @@ from rb_jax.train.state import Params, build, cast_params, definition, merge
 from rb_jax.train.weights import SHIPPED, load_weights, resolve
 from rb_jax.types import Batch
 
+Picture = Image.Image | np.ndarray | str | os.PathLike[str]
 MAX_STEPS = 1000
 # The shipped codec gives back ReasonWorld pictures better than this and photographs worse (dB).
 FAMILIAR_PSNR = 27.0
@@ -62,7 +63,7 @@ class Editor:
 
     def edit(
         self,
-        image: Image.Image | UInt8[np.ndarray, "H W 3"] | str | os.PathLike[str],
+        image: Picture,
         instruction: str,
         *,
         objects: Sequence[str] = (),
@@ -140,10 +141,14 @@ def _reconstruct(
     return to_uint8(autoencoder.decode(autoencoder.encode(to_float(images))))
 
 
-def _pixels(image) -> UInt8[np.ndarray, "H W 3"]:
+def _pixels(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(image, (str, os.PathLike)):
         return open_image(Path(image))
-    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if isinstance(image, Image.Image):
+        return to_pixels(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+        raise InputError(f"an image array is uint8 [H, W, 3], not {image.dtype} {image.shape}")
+    return image
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """ReasonBrain, the whole model (arXiv 2507.01908): one arrow from a picture and a hypothesis.
 
-    encode     source, instruction, objects  -> Features       frozen encoders
+    encode     source, instruction, objects  -> Features
     condition  Features -> Cues (FRCE) -> V (MLLM) -> V_hat (QFormer) -> R_bar (CME) -> Conditioning
     loss       L_MLLM + L_DM, the flow model's error on z_t given the Conditioning
     sample     noise -> edited picture, given the same Conditioning

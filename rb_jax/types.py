@@ -6,7 +6,8 @@ Axis legend (one letter names an axis everywhere in the package):
 
     B  batch                      S  image side, pixels             C  channels / width of a stage
     P  patch tokens of the image encoder (without the class token)  E  image tokens with the class token
-    R  regions a picture          G  side of the region-mask grid   O  objects named in the instruction
+    R  regions a picture          G  side of the region-mask grid   V  visual cues (P + R)
+    O  objects of an instruction
     T  text tokens (CLIP)         L  text tokens (language model)   K  tokens of one object's name
     I  [IMG] tokens               Q  learnable queries              M  conditioning tokens
     H W  latent height and width  N  packed image tokens            D  width of one packed token
@@ -62,8 +63,8 @@ class Text:
 class Batch:
     """What the loader hands to the model.
 
-    ``target`` is None when editing. ``source_latent`` and ``target_latent`` are the moments' means
-    and standard deviations of the autoencoder, present when they were computed ahead of time.
+    ``target`` is None when editing. ``source_latent`` and ``target_latent`` are the autoencoder's
+    latents (shifted and scaled posterior means), present when they were computed ahead of time.
     """
 
     source: UInt8[Array, "B S S 3"]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from rb_jax.config import Config, from_config_dict, to_config_dict
-from rb_jax.train.state import Params, definition, merge
-from rb_jax.types import Batch, Text
+from rb_jax.train import state
+from rb_jax.train.state import Params, merge
+from rb_jax.types import Batch, Cues, Features, Text
 
-# Compiling costs more here than running does.
-FAST = {"xla_backend_optimization_level": 0}
 CHANGES = {
     "model.vision": dict(image_size=24, patch_size=8, width=24, layers=3, heads=3, feature_layer=-2),
     "model.text": dict(vocab_size=1031, max_length=36, width=40, heads=4),
@@ -34,10 +35,12 @@ CHANGES = {
         width=60, heads=3, mlp_ratio=2.0, single_blocks=3, context_width=52, axes_dim=(4, 8, 8)
     ),
     "flow": dict(steps=2),
-    "data": dict(image_size=32, count=37, cache_latents=False),
+    "data": dict(image_size=32, count=37, prepare=False),
     "optimizer": dict(warmup_steps=2),
     "train": dict(steps=6, batch_size=4, autoencoder_from=""),
 }  # fmt: skip
+
+definition = functools.lru_cache(maxsize=None)(state.definition)
 
 
 def config(**changes: Any) -> Config:
@@ -49,15 +52,18 @@ def config(**changes: Any) -> Config:
     return from_config_dict(values)
 
 
+CONFIG = config()
+
+
 def text(rng: np.random.Generator, *shape: int) -> Text:
-    """Random rows of 2 to all tokens, left-aligned; the padding holds 0."""
+    """Random left-aligned rows of two tokens or more, always with some padding (zeros)."""
     lengths = rng.integers(2, shape[-1], shape[:-1])
     mask = np.arange(shape[-1]) < lengths[..., None]
     return Text(np.where(mask, rng.integers(3, 1000, shape), 0).astype(np.int32), mask)
 
 
-def batch(config: Config, rows: int = 3, seed: int = 0) -> Batch:
-    """Noise of the shapes that the configuration asks for; each row has some padding of a kind."""
+def batch(config: Config = CONFIG, rows: int = 3, seed: int = 2) -> Batch:
+    """Noise of the shapes that the configuration asks for; every row has padding of every kind."""
     rng, model, side = np.random.default_rng(seed), config.model, config.data.image_size
     objects, regions, grid = model.frce.max_objects, model.regions.max_regions, model.regions.stride
     pictures = rng.integers(0, 256, (2, rows, side, side, 3)).astype(np.uint8)
@@ -73,20 +79,64 @@ def batch(config: Config, rows: int = 3, seed: int = 0) -> Batch:
     )
 
 
-def params(config: Config, seed: int = 0) -> Params:
-    """Random weights, also where training starts from zeros; scales of norms are around one."""
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def features(config: Config = CONFIG, rows: int = 3, seed: int = 2) -> Features:
+    """What the encoders might say of ``batch(config, rows, seed)``."""
+    model, made = config.model, batch(config, rows, seed)
+    patches = (model.vision.image_size // model.vision.patch_size) ** 2
+    latent = config.data.image_size // 2 ** (len(model.autoencoder.channel_mult) - 1)
+    text, objects, regions = (
+        x.shape[1] for x in (made.text.ids, made.object_mask, made.region_mask)
+    )
+    return Features(
+        image=normal(rows, patches + 1, model.vision.width, seed=seed),
+        patches=normal(rows, patches, model.vision.width, seed=seed),
+        regions=normal(rows, regions, model.regions.width, seed=seed),
+        region_mask=made.region_mask,
+        text=normal(rows, text, model.text.width, seed=seed),
+        text_mask=made.text.mask,
+        pooled=normal(rows, model.text.width, seed=seed),
+        objects=normal(rows, objects, model.text.width, seed=seed),
+        object_mask=made.object_mask,
+        prompt=made.prompt,
+        source_latent=normal(rows, latent, latent, model.autoencoder.latent_channels, seed=seed),
+    )
+
+
+def cues(features: Features, config: Config = CONFIG) -> Cues:
+    """What FRCE might make of them."""
+    rows, patches, width = len(features.image), features.patches.shape[1], config.model.frce.width
+    visual_mask = np.concatenate([np.ones((rows, patches), bool), features.region_mask], axis=1)
+    objects = features.object_mask
+    visual, textual = normal(*visual_mask.shape, width), normal(*objects.shape, width)
+    return Cues(visual, visual_mask, textual, objects)
+
+
+def weights(shapes: Mapping[str, Any], seed: int = 0) -> Params:
+    """Random everywhere, also where training starts from zeros; scales of norms around one."""
     rng, values = np.random.default_rng(seed), {}
-    for path, leaf in definition(config)[1].items():
-        noise = 0.1 * rng.standard_normal(leaf.shape)
+    for path, leaf in shapes.items():
+        noise = 0.2 * rng.standard_normal(leaf.shape)
         values[path] = jnp.asarray(noise + path.endswith("scale"), leaf.dtype)
     return values
 
 
-def jit(config: Config, function):
+@functools.lru_cache(maxsize=None)
+def params(config: Config = CONFIG) -> Params:
+    return weights(definition(config)[1])
+
+
+def jit(function: Callable, config: Config = CONFIG) -> Callable:
     """``function(model, *args)`` as a compiled function of (params, *args)."""
     graphdef = definition(config)[0]
-    return jax.jit(lambda p, *args: function(merge(graphdef, p), *args), compiler_options=FAST)
+    return jax.jit(lambda p, *args: function(merge(graphdef, p), *args))
 
 
-def change(record, **changes):
-    return dataclasses.replace(record, **changes)
+def part(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Params, Callable]:
+    """One stage alone: its random weights, and it compiled as a function of (weights, *args)."""
+    graphdef, variables = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    shapes = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(variables)}
+    return weights(shapes), jax.jit(lambda p, *args: merge(graphdef, p)(*args))

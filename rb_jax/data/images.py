@@ -100,11 +100,16 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     with image:
         _check_size(image, name)
         try:
-            image.load()
-            pixels = np.array(_flatten(_to_srgb(_upright(image))), dtype=np.uint8)
+            pixels = to_pixels(image)
         except Exception as error:
             raise InputError(f"{name}: damaged or cut-off picture ({_reason(error)})") from error
     return pixels
+
+
+def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """An opened picture upright, on white, as 8-bit sRGB: what ``open_image`` makes of a file."""
+    image.load()
+    return np.array(_flatten(_to_srgb(_upright(image))), dtype=np.uint8)
 
 
 def to_square(

@@ -137,7 +137,7 @@ def dataset_fingerprint(config: Config, split: str, encoder: str = "") -> str:
     """SHA-256 over everything that determines the values of a prepared split."""
     collator = loader.Collator(config)
     data = dataclasses.asdict(config.data)
-    for key in ("workers", "cache_latents", "split", "val_split"):
+    for key in ("workers", "prepare", "prepared_dir", "split", "val_split"):
         del data[key]  # these decide how and when, not what
     ingredients = {
         "version": VERSION,

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from rb_jax.data.images import open_image, save_image
 from rb_jax.data.loader import from_world
 from rb_jax.data.reasonworld import Example, ReasonWorld
 from rb_jax.editor import Editor
@@ -124,11 +125,22 @@ def evaluate(editor: Editor, split: str, count: int, seed: int = 0, **settings: 
 
 
 def write_evaluation(out: str | Path, report: dict[str, Any], edits: Sequence[Scored]) -> None:
-    """``scores.json`` and ``grid.png`` in ``out``."""
+    """Every edit as ``edits/NNNNNN.png``, ``grid.png``, and last ``scores.json``."""
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "edits").mkdir(parents=True, exist_ok=True)
+    for i, scored in enumerate(edits):
+        save_image(_edit_path(out, i), scored.edited)
+    save_image(out / "grid.png", np.asarray(edit_grid(grid_rows(edits, 4))))
     write_json(out / "scores.json", report)
-    edit_grid(grid_rows(edits, 4)).save(out / "grid.png")
+
+
+def read_edits(out: str | Path, count: int) -> list[UInt8[np.ndarray, "S S 3"]]:
+    """The first ``count`` edits that ``write_evaluation`` wrote."""
+    return [open_image(_edit_path(Path(out), i)) for i in range(count)]
+
+
+def _edit_path(out: Path, index: int) -> Path:
+    return out / "edits" / f"{index:06d}.png"
 
 
 def write_json(path: Path, value: Any) -> None:

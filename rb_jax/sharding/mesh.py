@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from rb_jax.errors import InputError
 Tree = TypeVar("Tree")
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """All devices (or those given) along one axis, ``data``."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
 

@@ -122,7 +122,7 @@ def read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """The JSON item of one checkpoint."""
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
     try:
-        return manager.restore(step, args=args).metadata
+        return manager.restore(step, args=args)["metadata"]
     except (ValueError, OSError, KeyError) as error:
         raise _unreadable(manager, step, error) from error
 
@@ -157,7 +157,7 @@ def _manager(folder: Path, keep: int | None, create: bool) -> ocp.CheckpointMana
 def _read(manager, step: int, names: dict[str, int], restore_args: dict) -> dict[str, Any]:
     args = ocp.args.PyTreeRestore(item=names, restore_args=restore_args, partial_restore=True)
     try:
-        return manager.restore(step, args=ocp.args.Composite(state=args)).state
+        return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
     except (ValueError, OSError, KeyError) as error:
         raise _unreadable(manager, step, error) from error
 

@@ -21,16 +21,19 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's rows of the batches of steps state.step, state.step + 1, ...
 
-    With data.cache_latents every example is made once, before training, in ``workdir/prepared``,
+    With data.prepare every example is made once, before training, in ``workdir/prepared``,
     and the frozen autoencoder encodes it there (unless it is what the task trains). Raises
     ConfigError when an autoencoder whose latents are to be kept is trained.
     """
     step, data = int(state.step), config.data
     place = (jax.process_index(), jax.process_count())
-    if not data.cache_latents:
+    if not data.prepare:
         return loader.batches(config, data.split, step, *place)
-    encoder = latent_encoder(config, graphdef, state) if config.train.task == "edit" else ()
-    ready = prepared.prepare(config, data.split, workdir / "prepared", *encoder)
+    encode, name = None, ""
+    if config.train.task == "edit":
+        encode, name = latent_encoder(config, graphdef, state)
+    folder = Path(data.prepared_dir) if data.prepared_dir else workdir / "prepared"
+    ready = prepared.prepare(config, data.split, folder, encode, name)
     return ready.batches(config.train.batch_size, data.seed, step, *place)
 
 
@@ -39,7 +42,7 @@ def latent_encoder(
 ) -> tuple[Callable[[np.ndarray], jax.Array], str]:
     """Pictures -> latents of the state's frozen autoencoder, and a name for its exact weights."""
     if any(path.startswith("autoencoder/") for path in state.params):
-        raise ConfigError("config.data.cache_latents: the autoencoder is trained; freeze or clear")
+        raise ConfigError("config.data.prepare: the autoencoder is trained; freeze or clear")
     weights = {p: v for p, v in state.frozen.items() if p.startswith("autoencoder/")}
     sums = jax.device_get(checkpoint.checksums(weights))
     fingerprint = "-".join(f"{int(sums[path]):08x}" for path in sorted(sums))

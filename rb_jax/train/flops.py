@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -19,22 +20,22 @@ def count_flops(function: Callable, *args) -> float:
 
 
 def _of_jaxpr(jaxpr: core.Jaxpr) -> float:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+    return sum((_of_equation(equation) for equation in jaxpr.eqns), 0.0)
 
 
 def _of_equation(equation: core.JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
+    inputs: list[Any] = [x.aval for x in equation.invars]
+    outputs: list[Any] = [x.aval for x in equation.outvars]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        left, out = equation.invars[0].aval, equation.outvars[0].aval
+        left, out = inputs[0], outputs[0]
         return 2.0 * math.prod(out.shape) * math.prod(left.shape[i] for i in contracted)
     if name == "conv_general_dilated":
-        kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+        kernel, out = inputs[1], outputs[0]
         out_channels = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * math.prod(out.shape) * math.prod(kernel.shape) / out_channels
     repeats = params["length"] if name == "scan" else 1
-    inner = jax.tree.leaves(
-        params, is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
-    )
-    inner = [x for x in inner if isinstance(x, (core.Jaxpr, core.ClosedJaxpr))]
-    return repeats * sum(_of_jaxpr(getattr(x, "jaxpr", x)) for x in inner)
+    inner = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr)))
+    found = (x.jaxpr if isinstance(x, core.ClosedJaxpr) else x for x in inner)
+    return repeats * sum((_of_jaxpr(x) for x in found if isinstance(x, core.Jaxpr)), 0.0)

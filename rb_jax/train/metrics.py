@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Clock:
         return {"steps_per_second": rate, "mfu": rate * flops_per_step / peak, "input_wait": share}
 
 
-def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
+def peak_flops(devices: Sequence[Any]) -> tuple[float, str]:
     """FLOP/s of all devices together and how it is known.
 
     Kinds outside the table, such as CPUs, are timed on a matrix product.
@@ -97,7 +97,7 @@ def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
     return measured, f"{len(devices)} x {kind}, measured on a float32 matrix product"
 
 
-def _matmul_flops(device: jax.Device, side: int = 1536) -> float:
+def _matmul_flops(device: Any, side: int = 1536) -> float:
     a = jax.device_put(np.ones((side, side), np.float32), device)
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from rb_jax.config import Config
 from rb_jax.train.state import Params
@@ -16,7 +17,7 @@ from rb_jax.train.state import Params
 MATRICES = ("kernel", "lora_a", "lora_b")
 
 
-def make_schedule(config: Config) -> Callable[[Array], Array]:
+def make_schedule(config: Config) -> Callable[[ArrayLike], Array]:
     """Update number -> learning rate: linear warm-up, then constant or half a cosine.
 
     The cosine ends at train.steps; raising train.steps on resume stretches what is left of it.
@@ -41,9 +42,8 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     ``clip_norm`` of 0 turns the clipping off.
     """
     opt = config.optimizer
-    adamw = optax.adamw(
-        make_schedule(config), opt.b1, opt.b2, opt.eps, weight_decay=opt.weight_decay, mask=decayed
-    )
+    rate: Any = make_schedule(config)
+    adamw = optax.adamw(rate, opt.b1, opt.b2, opt.eps, weight_decay=opt.weight_decay, mask=decayed)
     return optax.chain(optax.clip_by_global_norm(opt.clip_norm), adamw) if opt.clip_norm else adamw
 
 

@@ -1,7 +1,7 @@
 """What training carries from step to step, and which parameters it may change.
 
-Parameters live outside the model in flat dicts, "double_blocks/img_attn/qkv/kernel" -> array; the
-same names are used by the patterns of the configuration, the checkpoints and the weight files.
+Parameters live outside the model in flat dicts, "mmdit/double_blocks/img/attn/qkv/kernel" -> array;
+the same names are used by the configuration's patterns, the checkpoints and the weight files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rb_jax.types import record
 
 Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
 
-# config.train.task -> (module, class). Each has loss(batch, rng) and flops_per_example().
+# config.train.task -> (module, class). Each has loss(batch, rng).
 MODELS = {
     "edit": ("rb_jax.reasonbrain", "ReasonBrain"),
     "autoencoder": ("rb_jax.encoders.vae", "AutoencoderTrainer"),

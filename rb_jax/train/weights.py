@@ -26,6 +26,9 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # How a value of the configuration names the weights that come with the package.
 SHIPPED = {"init_from": "reasonworld", "autoencoder_from": "reasonworld_vae"}
 
+MEANINGLESS = ("model.dtype", "model.remat",
+               "model.autoencoder.scale_factor", "model.autoencoder.shift_factor")  # fmt: skip
+
 WeightDtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -88,6 +91,7 @@ def initial_weights(config: Config) -> Params:
                 f"config.train.{key}={source!r} has another model: {', '.join(differing)} differ"
             )
         if key == "init_from":
+            check_weights(params, definition(config)[1], where=f"config.train.init_from={source!r}")
             return params
         return {path: v for path, v in params.items() if path.startswith("autoencoder/")}
     return {}
@@ -101,12 +105,16 @@ def resolve(source: str, shipped: str) -> Path:
 
 
 def differing_model_keys(a: Config, b: Config, parts: tuple[str, ...] = ("model",)) -> list[str]:
-    """Keys under ``parts`` that change what the weights mean; dtype and remat do not."""
+    """Keys under ``parts`` that change what the weights mean.
+
+    dtype and remat do not, nor the latents' scale and shift: these are known only once the
+    autoencoder is trained, and belong to the flow model that uses it.
+    """
     left, right = dataclasses.asdict(a), dataclasses.asdict(b)
     for part in parts:
         left, right = left[part], right[part]
     keys = differing_keys(left, right, ".".join(parts) + ".")
-    return [key for key in keys if key not in ("model.dtype", "model.remat")]
+    return [key for key in keys if key not in MEANINGLESS]
 
 
 def _read_config(path: Path) -> Config:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from rb_jax.sharding.mesh import make_mesh, replicated, shard_batch
 from rb_jax.train import state as S
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.step import train_step
+from tests import tiny
 from tests.train import fake
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +29,10 @@ def losses(steps: int = 4) -> list[float]:
     step = jax.jit(lambda s, b: train_step(graphdef, config, tx, s, b), donate_argnums=0)
     found = []
     for seed in range(steps):
-        batch = shard_batch(mesh, fake.random_batch(config, 8, seed))
-        assert len(batch.source.sharding.device_set) == len(mesh.devices)
-        assert batch.source.addressable_shards[0].data.shape[0] == 8 // len(mesh.devices)
+        batch = shard_batch(mesh, tiny.batch(config, 8, seed))
+        source: Any = batch.source
+        assert len(source.sharding.device_set) == len(mesh.devices)
+        assert source.addressable_shards[0].data.shape[0] == 8 // len(mesh.devices)
         state, metrics = step(state, batch)
         found += [float(metrics["loss"]), float(metrics["grad_norm"])]
     return found

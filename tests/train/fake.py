@@ -4,12 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from rb_jax.config import Config
 from rb_jax.train import state
-from rb_jax.types import Batch, Text
 
 
 class Pixels(nnx.Module):
@@ -45,16 +43,10 @@ class FakeBrain(nnx.Module):
         colour = jnp.tanh(self.predict(batch))[:, None, None]
         return jnp.broadcast_to(colour, batch.source.shape).astype(jnp.float32)
 
-    def flops_per_example(self):
-        return 1e6
-
 
 class Trainer(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.autoencoder = Pixels(rngs)
-
-    def flops_per_example(self):
-        return 1e3
 
 
 def use(monkeypatch):
@@ -70,30 +62,7 @@ def config(**train) -> Config:
     values |= dict(checkpoint_every=3, eval_examples=3) | train
     return dataclasses.replace(
         base,
-        data=dataclasses.replace(base.data, count=37, cache_latents=False),
+        data=dataclasses.replace(base.data, count=37, prepare=False),
         optimizer=dataclasses.replace(base.optimizer, warmup_steps=2, learning_rate=1e-2),
         train=dataclasses.replace(base.train, **values),
-    )
-
-
-def text(rng: np.random.Generator, *shape: int) -> Text:
-    lengths = rng.integers(1, shape[-1] + 1, shape[:-1])
-    mask = np.arange(shape[-1]) < lengths[..., None]
-    return Text(np.where(mask, rng.integers(3, 300, shape), 0).astype(np.int32), mask)
-
-
-def random_batch(config: Config, rows: int, seed: int = 0) -> Batch:
-    """Noise of the shapes that the configuration asks for."""
-    rng, model, side = np.random.default_rng(seed), config.model, config.data.image_size
-    objects, regions, grid = model.frce.max_objects, model.regions.max_regions, model.regions.stride
-    pictures = rng.integers(0, 256, (2, rows, side, side, 3)).astype(np.uint8)
-    return Batch(
-        source=pictures[0],
-        target=pictures[1],
-        text=text(rng, rows, model.text.max_length),
-        prompt=text(rng, rows, model.mllm.max_length),
-        objects=text(rng, rows, objects, 4),
-        object_mask=np.arange(objects) < rng.integers(1, objects + 1, (rows, 1)),
-        regions=rng.random((rows, regions, side // grid, side // grid)) > 0.5,
-        region_mask=np.arange(regions) < rng.integers(1, regions + 1, (rows, 1)),
     )

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rb_jax.config import Config, ConfigError
+from rb_jax.config import ConfigError
 from rb_jax.errors import InputError
 from rb_jax.train import state as S
 from rb_jax.train.optimizer import decayed, make_optimizer, make_schedule
 from rb_jax.train.step import train_step
+from tests import tiny
 from tests.train import fake
 
 PATHS = ("mllm/embed", "mllm/blocks/0/q/lora_a", "mllm/blocks/0/q/kernel", "text/x", "mllm/lora_b")
@@ -51,12 +52,11 @@ def test_dtypes_of_master_and_frozen(monkeypatch):
     fake.use(monkeypatch)
     config = fake.config(frozen=("autoencoder/**", "text/**"))
     half = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
-    state = S.init_state(half, make_optimizer(half))
+    state, step = stepper(half)
     assert {x.dtype for x in state.params.values()} == {jnp.dtype("float32")}
     assert {x.dtype for x in state.frozen.values()} == {jnp.dtype("bfloat16")}
     assert state.ema.keys() == state.params.keys()
-    graphdef = S.definition(half)[0]
-    state, metrics = train_step(graphdef, half, make_optimizer(half), state, batch_of(half))
+    state, metrics = step(state, batch_of(half))
     assert {x.dtype for x in state.params.values()} == {jnp.dtype("float32")}
     assert np.isfinite(metrics["loss"])
     report = S.parameter_report(state)
@@ -64,7 +64,7 @@ def test_dtypes_of_master_and_frozen(monkeypatch):
 
 
 def batch_of(config, seed=0):
-    return jax.tree.map(jnp.asarray, fake.random_batch(config, 4, seed))
+    return jax.tree.map(jnp.asarray, tiny.batch(config, 4, seed))
 
 
 def stepper(config):
@@ -141,43 +141,15 @@ def test_given_weights_replace_the_random_ones(monkeypatch):
             S.init_state(config, make_optimizer(config), wrong)
 
 
-def small_odd_config() -> Config:
-    """The real model, tiny, with no two stages of the same width."""
-    base = Config()
-    model = dataclasses.replace(
-        base.model,
-        vision=dataclasses.replace(base.model.vision, image_size=16, patch_size=8, width=18,
-                                   layers=1),
-        text=dataclasses.replace(base.model.text, width=20, layers=1, max_length=7, vocab_size=310),
-        regions=dataclasses.replace(base.model.regions, width=14, max_regions=3, stride=8),
-        autoencoder=dataclasses.replace(base.model.autoencoder, channels=8, channel_mult=(1, 2),
-                                        latent_channels=3, norm_groups=4),
-        frce=dataclasses.replace(base.model.frce, width=28, max_objects=2),
-        mllm=dataclasses.replace(base.model.mllm, width=24, mlp_width=26, layers=1, max_length=9,
-                                 image_tokens=3, vocab_size=320, lora_rank=2),
-        qformer=dataclasses.replace(base.model.qformer, width=30, layers=1, queries=5),
-        cme=dataclasses.replace(base.model.cme, width=32, blocks=1, queries=4),
-        mmdit=dataclasses.replace(base.model.mmdit, width=40, heads=2, double_blocks=1,
-                                  single_blocks=1, context_width=22, axes_dim=(4, 8, 8)),
-    )  # fmt: skip
-    return dataclasses.replace(
-        base, model=model, data=dataclasses.replace(base.data, image_size=16)
-    )
-
-
 def test_gradient_reaches_every_trainable_parameter_of_the_real_model():
-    config = small_odd_config()
-    graphdef, shapes, parameters = S.definition(config)
-    trainable = S.trainable_paths(config, parameters)
-    # Random everywhere: parameters that start at zero (LoRA's B) would hide those before them.
-    rng = np.random.default_rng(0)
-    values = {p: 0.3 * rng.normal(size=x.shape).astype(np.float32) for p, x in shapes.items()}
-    frozen = {p: x for p, x in values.items() if p not in trainable}
+    trainable = S.trainable_paths(tiny.CONFIG, tiny.definition(tiny.CONFIG)[2])
+    graphdef, values = tiny.definition(tiny.CONFIG)[0], tiny.params()
+    frozen = {path: x for path, x in values.items() if path not in trainable}
 
     def loss(params, batch):
         return S.merge(graphdef, params | frozen).loss(batch, jax.random.key(1))[0]
 
     fast_to_compile = {"xla_backend_optimization_level": 0}
     gradient = jax.jit(jax.grad(loss), compiler_options=fast_to_compile)
-    grads = gradient({p: values[p] for p in trainable}, fake.random_batch(config, 3))
+    grads = gradient({path: values[path] for path in trainable}, tiny.batch())
     assert sorted(path for path, grad in grads.items() if not np.any(grad)) == []

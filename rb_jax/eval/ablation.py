@@ -1,0 +1,69 @@
+"""The ablation table: every variant of configs/reasonworld_ablation.py, trained and scored.
+
+    python -m rb_jax.eval.ablation --out=DIR
+
+Writes DIR/ablation.json, which the report shows. A variant that is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rb_jax.eval.evaluate import write_json
+
+CONFIG = Path(__file__).parents[2] / "configs" / "reasonworld_ablation.py"
+TITLES = {
+    "baseline": "baseline: MLLM + QFormer + flow model",
+    "frce": "+ FRCE",
+    "id_controller": "+ FRCE + ID Controller",
+    "cme": "+ FRCE + CME, no ID Controller",
+    "full": "full: + FRCE + ID Controller + CME",
+}
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """The switches of each variant, from the configuration file."""
+    spec = importlib.util.spec_from_file_location("reasonworld_ablation", CONFIG)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.VARIANTS
+
+
+def run(name: str, out: Path, count: int, overrides: list[str]) -> dict[str, Any]:
+    """Trains and scores one variant; its row of the table."""
+    workdir = out / name
+    train = [
+        "train", f"--config={CONFIG}:{name}", f"--workdir={workdir}",
+        f"--config.data.prepared_dir={out / 'prepared'}", *overrides,
+    ]  # fmt: skip
+    evaluate = [
+        "evaluate", f"--checkpoint={workdir}", "--split=test", f"--count={count}",
+        f"--out={workdir / 'test'}",
+    ]  # fmt: skip
+    for arguments in (train, evaluate):
+        subprocess.run([sys.executable, "-m", "rb_jax.cli", *arguments], check=True)
+    scores = json.loads((workdir / "test" / "scores.json").read_text())["scores"]["model"]
+    steps = json.loads((workdir / "weights" / "config.json").read_text())["train"]["steps"]
+    switches = variants()[name]
+    return {"name": TITLES[name], "switches": switches, "steps": steps, "scores": scores}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=256, help="scenes to score")
+    arguments, overrides = parser.parse_known_args()
+    rows = [run(name, arguments.out, arguments.count, overrides) for name in variants()]
+    write_json(arguments.out / "ablation.json", rows)
+    print(f"{arguments.out / 'ablation.json'}: {len(rows)} variants")
+
+
+if __name__ == "__main__":
+    main()

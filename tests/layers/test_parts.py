@@ -1,0 +1,94 @@
+"""The small layers: activations, feed-forward, LoRA, embeddings of scalars, matching widths."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rb_jax.layers.embeddings import MLPEmbedder, timestep_embedding
+from rb_jax.layers.linear import match_width
+from rb_jax.layers.lora import LoRALinear
+from rb_jax.layers.mlp import MLP, GatedMLP, gelu, gelu_tanh, quick_gelu
+from rb_jax.train.state import flatten
+from tests import reference
+
+RNG = np.random.default_rng(0)
+X = jnp.linspace(-6.0, 6.0, 41)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+
+
+def tree(module):
+    return reference.tree({f"m/{path}": value for path, value in flatten(module).items()}, "m")
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (gelu, reference.gelu),
+        (gelu_tanh, reference.gelu_tanh),
+        (quick_gelu, lambda x: x / (1 + np.exp(-1.702 * x))),
+    ],
+)
+def test_activations(function, expected):
+    np.testing.assert_allclose(function(X), expected(np.asarray(X, np.float64)), atol=2e-6)
+
+
+def test_feed_forward():
+    module = MLP(6, 10, nnx.Rngs(0), gelu_tanh)
+    x = normal(2, 3, 6)
+    expected = reference.mlp(tree(module), x, reference.gelu_tanh)
+    np.testing.assert_allclose(module(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gated_feed_forward():
+    module = GatedMLP(6, 10, nnx.Rngs(0))
+    p, x = tree(module), normal(2, 3, 6)
+    gate, up = (x @ p[name]["kernel"] for name in ("gate_proj", "up_proj"))
+    expected = (reference.silu(gate) * up) @ p["down_proj"]["kernel"]
+    np.testing.assert_allclose(module(x), expected, rtol=1e-4, atol=1e-5)
+    assert all("bias" not in part for part in p.values())
+
+
+def test_lora_starts_as_the_layer_it_adapts():
+    module, x = LoRALinear(6, 9, 2, 5.0, nnx.Rngs(0)), normal(4, 6)
+    np.testing.assert_allclose(module(x), x @ module.kernel[...], rtol=1e-5)
+    module.lora_b[...] = normal(2, 9)
+    p = {k: np.asarray(v) for k, v in flatten(module).items()}
+    assert np.abs(p["lora_a"]).min() > 0
+    expected = x @ (p["kernel"] + 5.0 / 2 * p["lora_a"] @ p["lora_b"])
+    np.testing.assert_allclose(module(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lora_of_rank_zero_is_a_plain_layer():
+    module = LoRALinear(6, 9, 0, 5.0, nnx.Rngs(0))
+    assert set(flatten(module)) == {"kernel"}
+    np.testing.assert_allclose(module(normal(4, 6)).shape, (4, 9))
+
+
+def test_timestep_embedding():
+    t = jnp.array([0.0, 0.001, 0.37, 1.0, 3.5])
+    phase = 1000 * np.asarray(t, np.float64)[:, None] * 10_000.0 ** (-np.arange(128) / 128)
+    expected = np.concatenate([np.cos(phase), np.sin(phase)], -1)
+    out = timestep_embedding(t)
+    assert out.shape == (5, 256) and out.dtype == jnp.float32
+    np.testing.assert_allclose(out, expected, atol=5e-4)
+    half = timestep_embedding(jnp.asarray([0.5], jnp.bfloat16))
+    np.testing.assert_allclose(half, timestep_embedding(jnp.array([0.5])))
+
+
+def test_embedder_takes_its_weights_precision():
+    module, x = MLPEmbedder(6, 10, nnx.Rngs(0)), normal(3, 6)
+    p = tree(module)
+    expected = reference.linear(p["out_layer"], reference.silu(reference.linear(p["in_layer"], x)))
+    np.testing.assert_allclose(module(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_match_width_adds_a_layer_only_where_widths_differ():
+    x = normal(2, 5)
+    same, other = match_width(5, 5, nnx.Rngs(0)), match_width(5, 8, nnx.Rngs(0))
+    np.testing.assert_array_equal(same(x), x)
+    assert other(x).shape == (2, 8)
+    assert not flatten(same)
