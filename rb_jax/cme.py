@@ -47,7 +47,7 @@ class FeedForward(nnx.Module):
 
 
 class MixedBlock(nnx.Module):
-    """One hybrid block: the queries read V_hat, the encoder reads the cues, the first the second."""
+    """One hybrid block: queries read V_hat, encoder tokens the cues, then queries the tokens."""
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
         self.attn_q_vhat = CrossAttention(width, heads, rngs)

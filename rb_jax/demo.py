@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _evaluate(f"{title}: {split}", folder, checkpoint, split, arguments.count)
             scores[f"{name}/{split}"] = json.loads((folder / "scores.json").read_text())
     print("== 4/4  Write the report", flush=True)
-    shown = " ".join(["rb-jax", "train", "--config=configs/reasonworld.py", "--workdir=out/demo/run",
-                      *OVERRIDES])  # fmt: skip
+    shown = f"rb-jax train --config=configs/reasonworld.py --workdir={run} {' '.join(OVERRIDES)}"
     report = write_report(out / "report.html", _report(out, shown, seconds, scores))
     print(f"{report} (open it in a browser; {time.perf_counter() - begin:.0f} s in all)")
     return 0
@@ -85,13 +84,15 @@ def _step(title: str, arguments: Sequence[str], stamp: Path) -> float:
 
 def _evaluate(title: str, folder: Path, checkpoint: Path | None, split: str, count: int) -> None:
     source = [] if checkpoint is None else [f"--checkpoint={checkpoint}"]
-    weights = resolve("shipped", SHIPPED["init_from"]) if checkpoint is None else checkpoint / "weights"
+    weights = (
+        resolve("shipped", SHIPPED["init_from"]) if checkpoint is None else checkpoint / "weights"
+    )
     done = folder / "scores.json"
     newest = max(path.stat().st_mtime for path in weights.iterdir())
-    if done.exists() and done.stat().st_mtime > newest:
-        if json.loads(done.read_text())["count"] == count:
-            print(f"== {title}: done already", flush=True)
-            return
+    fresh = done.exists() and done.stat().st_mtime > newest
+    if fresh and json.loads(done.read_text())["count"] == count:
+        print(f"== {title}: done already", flush=True)
+        return
     _step(title, ["evaluate", *source, f"--split={split}", f"--count={count}", f"--out={folder}"],
           folder.with_suffix(".json"))  # fmt: skip
 

@@ -21,7 +21,7 @@ from rb_jax.data.loader import Collator
 from rb_jax.data.schema import EditExample
 from rb_jax.encoders.vae import to_float, to_uint8
 from rb_jax.errors import InputError
-from rb_jax.train.state import Params, build, cast_params, definition, merge
+from rb_jax.train.state import Params, cast_params, definition, merge
 from rb_jax.train.weights import SHIPPED, load_weights, resolve
 from rb_jax.types import Batch
 
@@ -128,8 +128,8 @@ class Editor:
 
 
 def _sample(
-    graphdef: nnx.GraphDef, params: Params, batch: Batch, rng: jax.Array, guidance: Float[Array, ""],
-    *, steps: int, true_cfg: float,
+    graphdef: nnx.GraphDef, params: Params, batch: Batch, rng: jax.Array,
+    guidance: Float[Array, ""], *, steps: int, true_cfg: float,
 ) -> UInt8[Array, "B S S 3"]:  # fmt: skip
     return to_uint8(merge(graphdef, params).sample(batch, rng, steps, guidance, true_cfg))
 

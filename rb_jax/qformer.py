@@ -24,9 +24,7 @@ class QFormerBlock(nnx.Module):
         self.norm_ffn = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.ffn = MLP(width, 4 * width, rngs)
 
-    def __call__(
-        self, q: Float[Array, "B Q C"], v: Float[Array, "B I C"]
-    ) -> Float[Array, "B Q C"]:
+    def __call__(self, q: Float[Array, "B Q C"], v: Float[Array, "B I C"]) -> Float[Array, "B Q C"]:
         q = q + self.self_attn(self.norm_self(q))
         q = q + self.cross_attn(self.norm_cross_q(q), self.norm_cross_kv(v))
         return q + self.ffn(self.norm_ffn(q))

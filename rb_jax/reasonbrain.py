@@ -101,8 +101,10 @@ class ReasonBrain(nnx.Module):
     def condition(self, features: Features) -> tuple[Conditioning, Float[Array, " B"]]:
         """The flow model's conditioning, and L_MLLM of each example (PAPER sections 4.1 to 4.3)."""
         model, remat = self.config.model, self.config.model.remat
-        cues = self.frce(features, remat) if model.frce.enabled else no_cues(
-            features, model.frce.width
+        cues = (
+            self.frce(features, remat)
+            if model.frce.enabled
+            else no_cues(features, model.frce.width)
         )
         v, mllm_loss = self.mllm(features, cues, remat)
         v_hat = self.qformer(v, remat)
@@ -134,6 +136,7 @@ class ReasonBrain(nnx.Module):
         conditioning, mllm_loss = self.condition(self.encode(batch))
         x0 = batch.target_latent
         if x0 is None:
+            assert batch.target is not None, "a batch without targets has no loss"
             x0 = self.encode_latents(batch.target)
         x0 = x0.astype(jnp.float32)
         time_rng, noise_rng, drop_rng, guidance_rng = jax.random.split(rng, 4)

@@ -1,11 +1,12 @@
 """The records that travel along the data path, and the legend of their axes.
 
-    Batch --encode--> Features --frce--> Cues --mllm, qformer, cme--> Conditioning --mmdit--> velocity
+    Batch --encode--> Features --frce--> Cues --mllm, qformer, cme--> Conditioning
+    (z_t, t, Conditioning) --mmdit--> velocity
 
 Axis legend (one letter names an axis everywhere in the package):
 
     B  batch                      S  image side, pixels             C  channels / width of a stage
-    P  patch tokens of the image encoder (without the class token)  E  image tokens with the class token
+    P  patch tokens of the image encoder, no class token            E  the same with the class token
     R  regions a picture          G  side of the region-mask grid   V  visual cues (P + R)
     O  objects of an instruction
     T  text tokens (CLIP)         L  text tokens (language model)   K  tokens of one object's name
@@ -19,14 +20,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-Array = jax.Array | np.ndarray  # NumPy on the way in, JAX from the first stage on
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    Array = Any
+else:
+    Array = jax.Array | np.ndarray  # NumPy on the way in, JAX from the first stage on
 
 
 @dataclass_transform(frozen_default=True)

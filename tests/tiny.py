@@ -14,7 +14,7 @@ from flax import nnx
 from rb_jax.config import Config, from_config_dict, to_config_dict
 from rb_jax.train import state
 from rb_jax.train.state import Params, merge
-from rb_jax.types import Batch, Cues, Features, Text
+from rb_jax.types import Batch, Conditioning, Cues, Features, Text
 
 CHANGES = {
     "model.vision": dict(image_size=24, patch_size=8, width=24, layers=3, heads=3, feature_layer=-2),
@@ -40,7 +40,7 @@ CHANGES = {
     "train": dict(steps=6, batch_size=4, autoencoder_from=""),
 }  # fmt: skip
 
-definition = functools.lru_cache(maxsize=None)(state.definition)
+definition = functools.cache(state.definition)
 
 
 def config(**changes: Any) -> Config:
@@ -124,15 +124,30 @@ def weights(shapes: Mapping[str, Any], seed: int = 0) -> Params:
     return values
 
 
-@functools.lru_cache(maxsize=None)
+def conditioning(rows: int = 1, tokens: int = 18, config: Config = CONFIG) -> Conditioning:
+    """What the reasoning stages might hand to the flow model."""
+    model = config.model
+    latent = config.data.image_size // 2 ** (len(model.autoencoder.channel_mult) - 1)
+    return Conditioning(
+        normal(rows, tokens, model.mmdit.context_width),
+        normal(rows, model.text.width),
+        normal(rows, latent, latent, model.autoencoder.latent_channels),
+    )
+
+
+@functools.cache
 def params(config: Config = CONFIG) -> Params:
     return weights(definition(config)[1])
 
 
+def merged(values: Params, config: Config = CONFIG) -> Any:
+    """The module with these weights."""
+    return merge(definition(config)[0], values)
+
+
 def jit(function: Callable, config: Config = CONFIG) -> Callable:
     """``function(model, *args)`` as a compiled function of (params, *args)."""
-    graphdef = definition(config)[0]
-    return jax.jit(lambda p, *args: function(merge(graphdef, p), *args))
+    return jax.jit(lambda p, *args: function(merged(p, config), *args))
 
 
 def part(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Params, Callable]:

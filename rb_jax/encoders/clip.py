@@ -88,10 +88,10 @@ class CLIPVision(nnx.Module):
             remat=remat,
             collect=lambda h: h,
         )
-        layer = self.config.feature_layer
+        assert hidden is not None
         # Hugging Face counts the embeddings as hidden state 0.
         hidden = jnp.concatenate([x[None], hidden])
-        return last, hidden[layer][:, 1:]
+        return last, hidden[self.config.feature_layer][:, 1:]
 
 
 class CLIPText(nnx.Module):

@@ -175,8 +175,8 @@ class AutoencoderTrainer(nnx.Module):
 
     def loss(self, batch: Batch, rng: jax.Array) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
         """L1 + squared error of the reconstruction + ``kl_weight`` x KL to the unit Gaussian."""
-        images = batch.source if batch.target is None else jnp.concatenate(
-            [batch.source, batch.target]
+        images = (
+            batch.source if batch.target is None else jnp.concatenate([batch.source, batch.target])
         )
         images = to_float(images)
         mean, logvar = self.autoencoder.moments(images)

@@ -130,9 +130,7 @@ def _draw_picture(
     canvas.paste(image, (x + offset[0], y + offset[1]), mask)
 
 
-def _draw_caption(
-    canvas: Image.Image, row: GridRow, corner: tuple[int, int], height: int
-) -> None:
+def _draw_caption(canvas: Image.Image, row: GridRow, corner: tuple[int, int], height: int) -> None:
     """Category on top, instruction below it, score at the foot of the card."""
     draw = ImageDraw.Draw(canvas)
     x, y = corner

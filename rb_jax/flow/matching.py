@@ -24,9 +24,7 @@ def shift_mu(config: FlowConfig, tokens: int) -> float:
     return config.base_shift + slope * (tokens - config.base_tokens)
 
 
-def sample_times(
-    rng: jax.Array, batch: int, config: FlowConfig, tokens: int
-) -> Float[Array, " B"]:
+def sample_times(rng: jax.Array, batch: int, config: FlowConfig, tokens: int) -> Float[Array, " B"]:
     """Logit-normal times (arXiv 2403.03206), shifted for the resolution."""
     normal = jax.random.normal(rng, (batch,))
     t = jax.nn.sigmoid(config.logit_mean + config.logit_std * normal)

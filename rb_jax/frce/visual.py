@@ -33,9 +33,7 @@ class CueBranch(nnx.Module):
 
     def __init__(self, in_width: int, config: FRCEConfig, layers: int, rngs: nnx.Rngs):
         self.proj_in = nnx.Linear(in_width, config.width, rngs=rngs)
-        self.blocks = stack(
-            lambda r: TransformerBlock(config.width, config.heads, r), layers, rngs
-        )
+        self.blocks = stack(lambda r: TransformerBlock(config.width, config.heads, r), layers, rngs)
         self.norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
         # The authors keep this embedding beside the branch (local_type_emb, global_type_emb).
         self.type_embedding = nnx.Param(

@@ -37,7 +37,7 @@ def merge_heads(x: Float[Array, "B T H D"]) -> Float[Array, "B T C"]:
 
 
 class MultiheadAttention(nnx.Module):
-    """torch.nn.MultiheadAttention with ``batch_first``: fused ``in_proj`` (q, k, v) and ``out_proj``.
+    """torch.nn.MultiheadAttention, ``batch_first``: fused ``in_proj`` (q, k, v) and ``out_proj``.
 
     Query and key/value inputs share one width, as in torch's fused form.
     """
@@ -58,6 +58,7 @@ class MultiheadAttention(nnx.Module):
             q, k, v = jnp.split(self.in_proj(query), 3, axis=-1)
         else:
             width = query.shape[-1]
+            assert self.in_proj.bias is not None
             kernel, bias = self.in_proj.kernel[...], self.in_proj.bias[...]
             q = query @ kernel[:, :width] + bias[:width]
             k, v = jnp.split(context @ kernel[:, width:] + bias[width:], 2, axis=-1)

@@ -15,8 +15,6 @@ class Same(nnx.Module):
         return x
 
 
-def match_width(
-    in_width: int, out_width: int, rngs: nnx.Rngs
-) -> Callable[[jax.Array], jax.Array]:
+def match_width(in_width: int, out_width: int, rngs: nnx.Rngs) -> Callable[[jax.Array], jax.Array]:
     """A linear layer when the widths differ; without parameters when they agree."""
     return Same() if in_width == out_width else nnx.Linear(in_width, out_width, rngs=rngs)

@@ -76,7 +76,5 @@ class Llama(nnx.Module):
         positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         head_width = self.config.width // self.config.heads
         angle = angles(positions, head_width, self.config.rope_theta)
-        x, _ = scan_blocks(
-            self.layers, x, lambda block, h: block(h, mask, angle), remat=remat
-        )
+        x, _ = scan_blocks(self.layers, x, lambda block, h: block(h, mask, angle), remat=remat)
         return self.norm(x)

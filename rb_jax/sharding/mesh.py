@@ -29,6 +29,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
+    """XLA's options for the mesh's platform.
+
+    A CPU's compile time is mostly LLVM's; its first level gives programs as fast as the default's
+    third in three quarters of the time.
+    """
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 1} if cpu else None
+
+
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
     """Raises InputError when the devices cannot share the batch equally."""
     if batch_size % mesh.shape["data"]:

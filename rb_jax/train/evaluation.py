@@ -11,7 +11,7 @@ from flax import nnx
 
 from rb_jax.config import Config
 from rb_jax.data import loader
-from rb_jax.sharding.mesh import replicated, shard_batch
+from rb_jax.sharding.mesh import compiler_options, replicated, shard_batch
 from rb_jax.train.metrics import RunLog, Window, image_grid, save_png, to_uint8
 from rb_jax.train.state import TrainState
 from rb_jax.train.step import eval_step, sample_step
@@ -26,11 +26,12 @@ class Evaluator:
     def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
         self.batches: list[Batch] = []
-        self.loss = jax.jit(functools.partial(eval_step, graphdef, config))
-        layout = replicated(mesh)  # every process can then read the pictures
-        self.sample = jax.jit(
-            functools.partial(sample_step, graphdef, config), out_shardings=layout
+        # Replicated, so that every process can read the results.
+        jit = functools.partial(
+            jax.jit, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh)
         )
+        self.loss = jit(functools.partial(eval_step, graphdef, config))
+        self.sample = jit(functools.partial(sample_step, graphdef, config))
 
     def evaluate(self, workdir: Path, log: RunLog, state: TrainState) -> None:
         """Logs the loss as kind "val", and source | edit | truth to samples/ and TensorBoard."""

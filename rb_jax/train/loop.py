@@ -22,7 +22,13 @@ from tqdm import tqdm
 
 from rb_jax.config import Config, differing_keys
 from rb_jax.errors import InputError
-from rb_jax.sharding.mesh import check_batch_size, make_mesh, replicated, shard_batch
+from rb_jax.sharding.mesh import (
+    check_batch_size,
+    compiler_options,
+    make_mesh,
+    replicated,
+    shard_batch,
+)
 from rb_jax.train import checkpoint, feed
 from rb_jax.train.evaluation import Evaluator
 from rb_jax.train.flops import count_flops
@@ -186,7 +192,7 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     step = functools.partial(train_step, graphdef, config, make_optimizer(config))
     begin = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, layout))
-    compiled = jitted.lower(state, batch).compile()
+    compiled = jitted.lower(state, batch).compile(compiler_options(run.mesh))
     seconds = time.perf_counter() - begin
     flops = model_flops(config, graphdef, state, batch)
     peak, source = peak_flops(list(run.mesh.devices.flat))

@@ -27,7 +27,10 @@ def controller(params, objects, cues):
     x = reference.linear(reference.tree(params, "frce/text_proj_in"), objects)
     for layer in range(CONFIG.id_controller_layers):
         block = reference.tree(params, "frce/id_controller/layers", layer)
-        q, kv = reference.layer_norm(block["norm_q"], x), reference.layer_norm(block["norm_kv"], cues)
+        q, kv = (
+            reference.layer_norm(block["norm_q"], x),
+            reference.layer_norm(block["norm_kv"], cues),
+        )
         x = x + reference.multihead(block["attn"], q, kv, CONFIG.heads)
         x = x + reference.mlp(block["ff"], reference.layer_norm(block["norm_ff"], x))
     return reference.layer_norm(reference.tree(params, "frce/id_controller/out_norm"), x)

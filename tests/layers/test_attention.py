@@ -57,7 +57,9 @@ def test_causal_with_padding_before_between_and_after():
             expected = reference.attention(q[row, i : i + 1], k[row][seen], v[row][seen])
             close(out[row, i], expected[0])
     assert not np.any(out[0, :2])
-    close(np.asarray(run(q, k, v, causal=True))[1], reference.attention(q[1], k[1], v[1], causal=True))
+    close(
+        np.asarray(run(q, k, v, causal=True))[1], reference.attention(q[1], k[1], v[1], causal=True)
+    )
 
 
 def test_gradient_of_a_fully_masked_row_is_finite():

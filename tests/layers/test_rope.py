@@ -36,7 +36,10 @@ def test_axes_fill_their_share_of_the_pairs():
     ids = jnp.array([[0, 3, 1], [1, 0, 7]])
     out = axes_angles(ids, (4, 8, 2), 100.0)
     assert out.shape == (2, 2 + 4 + 1)
-    parts = [np.asarray(ids)[:, a, None] * reference.frequencies(d, 100.0) for a, d in enumerate((4, 8, 2))]
+    parts = [
+        np.asarray(ids)[:, a, None] * reference.frequencies(d, 100.0)
+        for a, d in enumerate((4, 8, 2))
+    ]
     np.testing.assert_allclose(out, np.concatenate(parts, -1), rtol=1e-6)
 
 

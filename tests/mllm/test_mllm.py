@@ -29,7 +29,8 @@ def llama(params, x):
         h, attn = reference.rms_norm(p["input_layernorm"], x), p["self_attn"]
         q = reference.heads(adapted(attn["q_proj"], h), CONFIG.heads)
         k, v = (
-            reference.heads(adapted(attn[name], h), CONFIG.kv_heads) for name in ("k_proj", "v_proj")
+            reference.heads(adapted(attn[name], h), CONFIG.kv_heads)
+            for name in ("k_proj", "v_proj")
         )
         q, k = (reference.rotate_half(y, angles(len(x))) for y in (q, k))
         attended = reference.attention(q, k, v, causal=True).reshape(len(x), -1)
