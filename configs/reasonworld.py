@@ -1,4 +1,7 @@
-"""The whole of ReasonBrain at a size that a laptop trains: the default."""
+"""The whole of ReasonBrain at a size that a laptop trains: the default, and the shipped model.
+
+Sizes are those of rb_jax/config.py; no two stages have the same width.
+"""
 
 import ml_collections
 
@@ -6,4 +9,9 @@ from rb_jax.config import Config, to_config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return to_config_dict(Config())
+    config = to_config_dict(Config())
+    config.data.count = 24_576
+    config.train.steps = 4_400
+    config.train.ema_decay = 0.998
+    config.optimizer.warmup_steps = 200
+    return config

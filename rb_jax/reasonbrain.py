@@ -159,7 +159,7 @@ class ReasonBrain(nnx.Module):
         batch: Batch,
         rng: jax.Array,
         steps: int | None = None,
-        guidance: float | None = None,
+        guidance: float | Float[Array, ""] | None = None,
         true_cfg: float | None = None,
     ) -> Float[Array, "B S S 3"]:
         """Edited pictures in [-1, 1]; None takes the configuration's value.

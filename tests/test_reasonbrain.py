@@ -22,15 +22,14 @@ def stages(model, batch):
     features = model.encode(batch)
     cues = model.frce(features)
     v, loss = model.mllm(features, cues)
-    conditioning, _ = model.condition(features)
     return {
         "visual cues": jnp.where(cues.visual_mask[..., None], cues.visual, 0),
         "textual cues": jnp.where(cues.textual_mask[..., None], cues.textual, 0),
         "guidance": v,
         "loss": loss,
-        "tokens": conditioning.tokens,
-        "vector": conditioning.vector,
-        "latent": conditioning.source_latent,
+        "tokens": model._enhance(model.qformer(v), features, cues),
+        "vector": features.pooled,
+        "latent": features.source_latent,
     }
 
 
@@ -158,48 +157,49 @@ def test_less_padding_changes_nothing(run, base):
         np.testing.assert_allclose(out[stage], base[stage], rtol=1e-3, atol=1e-3, err_msg=stage)
 
 
-def test_precomputed_latents_take_the_pictures_place(run, base):
-    given = replace(tiny.batch(), source_latent=np.float16(base["latent"]))
-    np.testing.assert_array_equal(run(given)["latent"], np.float16(base["latent"]))
+def test_precomputed_latents_take_the_pictures_place(base):
+    latent = np.float16(base["latent"])
+    encode = tiny.jit(lambda model, batch: model.encode(batch).source_latent)
+    given = replace(tiny.batch(), source_latent=latent)
+    np.testing.assert_array_equal(encode(tiny.params(), given), latent)
 
 
-# Ablations and variants, several independent ones to a model: each compiles for seconds.
+# Ablations and variants, several independent ones to a model: each takes seconds to compile.
 VARIANTS = {
-    "all": {},
-    "no frce, sequence": dict(
-        model__frce__enabled=False, model__cme__enabled=False, model__mmdit__source="sequence"
-    ),
-    "patches only, no guidance embedding, mlp": dict(
-        model__frce__region_branch=False, model__mmdit__guidance_embed=False,
+    "no frce, sequence, mlp projector": dict(
+        model__frce__enabled=False, model__cme__enabled=False, model__mmdit__source="sequence",
         model__mllm__projector="mlp",
     ),
-    "regions only, no lora": dict(model__frce__patch_branch=False, model__mllm__lora_rank=0),
+    "patches only, no guidance embedding, no lora": dict(
+        model__frce__region_branch=False, model__mmdit__guidance_embed=False,
+        model__mllm__lora_rank=0,
+    ),
+    "regions only, no cme": dict(model__frce__patch_branch=False, model__cme__enabled=False),
     "no id controller, as many kv heads, bfloat16": dict(
         model__frce__id_controller=False, model__mllm__kv_heads=6, model__dtype="bfloat16"
     ),
-    "no cme": dict(model__cme__enabled=False),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_trains_and_samples(name):
-    config = tiny.config(**VARIANTS[name])
+    config, rng = tiny.config(**VARIANTS[name]), jax.random.key(0)
     model, batch = config.model, tiny.batch(config)
-    assert config != tiny.CONFIG or name == "all"
-
-    def both(brain, batch, rng):
-        conditioning, _ = brain.condition(brain.encode(batch))
-        return brain.loss(batch, rng), brain.sample(batch, rng), conditioning.tokens
-
     params = cast_params(config, tiny.params(config))
-    (loss, terms), pictures, tokens = tiny.jit(both, config)(params, batch, jax.random.key(0))
-    assert loss.dtype == jnp.float32 and pictures.dtype == jnp.float32
-    assert tokens.dtype == model.dtype
-    assert np.isfinite(loss) and terms.keys() == {"loss_flow", "loss_mllm"}
+    loss, terms = tiny.jit(lambda brain, b: brain.loss(b, rng), config)(params, batch)
+    assert loss.dtype == jnp.float32 and np.isfinite(loss)
     np.testing.assert_allclose(loss, terms["loss_flow"] + terms["loss_mllm"], rtol=1e-5)
-    assert pictures.shape == batch.source.shape and np.isfinite(pictures).all()
+    assert min(terms.values()) > 0
+
+    def shapes(params, batch):
+        brain = tiny.merged(params, config)
+        return brain.condition(brain.encode(batch))[0], brain.sample(batch, rng)
+
+    conditioning, pictures = jax.eval_shape(shapes, params, batch)
+    assert pictures.shape == batch.source.shape and pictures.dtype == jnp.float32
     queries = 2 * model.cme.queries if model.cme.enabled else model.qformer.queries
-    assert tokens.shape == (3, queries, model.mmdit.context_width)
+    assert conditioning.tokens.shape == (3, queries, model.mmdit.context_width)
+    assert conditioning.tokens.dtype == model.dtype
 
 
 def test_loss_is_the_error_of_the_velocity():
@@ -248,7 +248,7 @@ def test_remat_wraps_every_stack():
     for remat, setting in ((False, tiny.CONFIG), (True, config)):
         graph = jax.make_jaxpr(tiny.jit(lambda m, b: m.loss(b, jax.random.key(0))[0], setting))
         text = str(graph(tiny.params(), tiny.batch()))
-        wrapped[remat] = text.count("checkpoint["), text.count("scan[")
+        wrapped[remat] = text.count("prevent_cse="), text.count("scan[")
     assert wrapped[False][0] == 0
     # Of each stack one: vision, text twice, FRCE 3, LLaMA, QFormer, CME 2, MMDiT 2.
     assert wrapped[True][0] == 12 <= wrapped[True][1]
@@ -307,8 +307,6 @@ def test_sampling_is_a_function_of_the_rng_and_the_row(samplers):
     out = plain(batch, rng, g)
     np.testing.assert_array_equal(plain(batch, rng, g), out)
     assert np.abs(plain(batch, jax.random.key(1), g) - out).max() > 1e-3
-    few = jax.tree.map(lambda x: x[:2], batch)
-    np.testing.assert_allclose(plain(few, rng, g), out[:2], rtol=1e-3, atol=1e-3)
     twins = jax.tree.map(lambda x: x[[0, 0, 0]], batch)
     same = plain(twins, rng, g)
     assert np.abs(same[0] - same[1]).max() > 1e-3  # rows draw different noise
@@ -322,8 +320,8 @@ def test_conditioning_is_computed_once_and_the_null_velocity_only_when_asked_for
             lambda p, b: tiny.merged(p).sample(b, rng, steps, 3.0, true_cfg), params, batch
         )
 
-    conditioning, times = tiny.conditioning(), np.ones(1, np.float32)
-    z = np.zeros_like(conditioning.source_latent)
+    conditioning, times = tiny.conditioning(), jnp.ones(1)
+    z = jnp.zeros_like(conditioning.source_latent)
     one = count_flops(lambda p: tiny.merged(p).mmdit(z, times, times, conditioning), params)
     assert flops(7, 1.0) - flops(2, 1.0) == 5 * one
     assert flops(7, 2.0) - flops(2, 2.0) == 10 * one
