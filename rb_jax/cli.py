@@ -86,8 +86,9 @@ def evaluate(argv: Sequence[str]) -> int:
     _parse(values, argv, required=("out",))
     from rb_jax.editor import Editor
     from rb_jax.eval.evaluate import evaluate as run
-    from rb_jax.eval.evaluate import score_table, write_evaluation
+    from rb_jax.eval.evaluate import check_folder, score_table, write_evaluation
 
+    check_folder(values.out)
     editor = Editor.from_pretrained(values.checkpoint)
     report, edits = run(editor, values.split, values.count, **_sampling(values))
     write_evaluation(values.out, report, edits)

@@ -110,6 +110,7 @@ class Editor:
             raise InputError(f"steps must be between 1 and {MAX_STEPS}, got {steps}")
         guidance = flow.guidance if guidance is None else guidance
         true_cfg = flow.true_cfg if true_cfg is None else true_cfg
+        check_seed(seed)
         for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
             if not 0 <= value <= 100:
                 raise InputError(f"{name} must be between 0 and 100, got {value}")
@@ -125,6 +126,12 @@ class Editor:
     def reconstruct(self, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
         """Pictures through the autoencoder and back: the best any edit can look."""
         return np.asarray(self._codec(self._params, jnp.asarray(images)))
+
+
+def check_seed(seed: int) -> None:
+    """InputError for a seed that JAX would take for another, or not at all."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be between 0 and {2**32 - 1}, got {seed}")
 
 
 def _sample(

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -9,3 +11,22 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_use_fusion_emitters=false",
     ]
 )
+
+
+@pytest.fixture(scope="session")
+def weights_folder(tmp_path_factory):
+    """A weights folder of the small model with random values."""
+    from rb_jax.train.weights import save_weights
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("weights") / "random"
+    save_weights(folder, tiny.CONFIG, tiny.params())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def editor(weights_folder):
+    """Editor of the small model; shared, so that its programs are compiled once."""
+    from rb_jax.editor import Editor
+
+    return Editor.from_pretrained(weights_folder)

@@ -129,9 +129,9 @@ def conditioning(rows: int = 1, tokens: int = 18, config: Config = CONFIG) -> Co
     model = config.model
     latent = config.data.image_size // 2 ** (len(model.autoencoder.channel_mult) - 1)
     return Conditioning(
-        normal(rows, tokens, model.mmdit.context_width),
-        normal(rows, model.text.width),
-        normal(rows, latent, latent, model.autoencoder.latent_channels),
+        jnp.asarray(normal(rows, tokens, model.mmdit.context_width)),
+        jnp.asarray(normal(rows, model.text.width)),
+        jnp.asarray(normal(rows, latent, latent, model.autoencoder.latent_channels)),
     )
 
 

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from tqdm import tqdm
 
 from rb_jax.config import Config
 from rb_jax.data import loader
 from rb_jax.data.reason50k import read_manifest
 from rb_jax.errors import InputError
+from rb_jax.progress import progress_bar
 from rb_jax.types import Batch, Text
 
 VERSION = 1  # of the files' layout
@@ -184,8 +184,7 @@ def _write_fields(config: Config, split: str, folder: Path, progress: bool) -> l
     """Writes a file for each field of the collated examples; returns the fields' names."""
     count = len(loader.open_source(config.data, split))
     files: dict[str, np.ndarray] = {}
-    bar = tqdm(total=count, desc=f"preparing {split}", unit="example", disable=not progress)
-    with bar:
+    with progress_bar(count, f"preparing {split}", "example", enabled=progress) as bar:
         for start, arrays in _chunks(config, split, count):
             for name, values in arrays.items():
                 if name not in files:
@@ -204,21 +203,30 @@ def _write_latents(folder: Path, encode: EncodeLatents, progress: bool) -> list[
     """Encodes the pictures of a folder; returns the names of the fields written."""
     names = [name for name in ("source", "target") if (folder / f"{name}.npy").exists()]
     for name in names:
-        pictures, latents = np.load(folder / f"{name}.npy", mmap_mode="r"), None
-        for start in tqdm(range(0, len(pictures), CHUNK), f"encoding {name}", disable=not progress):
-            chunk = np.array(pictures[start : start + CHUNK])
-            # One batch size throughout: another would be compiled anew.
-            padded = np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)])
-            values = np.asarray(encode(padded), np.float32)[: len(chunk)].astype(np.float16)
-            if not np.isfinite(values).all():
-                raise ValueError(f"encode_latents gave values beyond float16 near example {start}")
-            if latents is None:
-                shape, path = (len(pictures), *values.shape[1:]), folder / f"{name}_latent.npy"
-                latents = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-            latents[start : start + len(values)] = values
-        if latents is not None:
-            latents.flush()
+        pictures = np.load(folder / f"{name}.npy", mmap_mode="r")
+        with progress_bar(len(pictures), f"encoding {name}", "picture", enabled=progress) as bar:
+            _encode_file(pictures, folder / f"{name}_latent.npy", encode, bar.update)
     return [f"{name}_latent" for name in names]
+
+
+def _encode_file(
+    pictures: np.ndarray, path: Path, encode: EncodeLatents, advance: Callable[[int], object]
+) -> None:
+    latents = None
+    for start in range(0, len(pictures), CHUNK):
+        chunk = np.array(pictures[start : start + CHUNK])
+        # One batch size throughout: another would be compiled anew.
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)])
+        values = np.asarray(encode(padded), np.float32)[: len(chunk)].astype(np.float16)
+        if not np.isfinite(values).all():
+            raise ValueError(f"encode_latents gave values beyond float16 near example {start}")
+        if latents is None:
+            shape = (len(pictures), *values.shape[1:])
+            latents = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        latents[start : start + len(values)] = values
+        advance(len(values))
+    if latents is not None:
+        latents.flush()
 
 
 def _chunks(config: Config, split: str, count: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

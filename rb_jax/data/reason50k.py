@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from tqdm import tqdm
 
 from rb_jax.data.images import open_image, save_image, to_square
 from rb_jax.data.objects import extract_objects
 from rb_jax.data.schema import CATEGORIES, EditExample
 from rb_jax.errors import InputError
+from rb_jax.progress import progress_bar
 
 MAX_LINE_BYTES = 2**20
 MAX_INSTRUCTION = 2000  # characters
@@ -130,8 +130,9 @@ def write_dataset(
 def _write_examples(world: Any, count: int, folder: Path, split: str, progress: bool) -> None:
     for side in ("src", "tgt"):
         (folder / side).mkdir()
-    with open(folder / "manifest", "w", encoding="utf-8", newline="\n") as manifest:
-        for index in tqdm(range(count), desc=f"writing {split}", disable=not progress):
+    bar = progress_bar(count, f"writing {split}", "example", enabled=progress)
+    with bar, open(folder / "manifest", "w", encoding="utf-8", newline="\n") as manifest:
+        for index in range(count):
             example = world[index]
             name = f"{index:06d}.png"
             save_image(folder / "src" / name, example.source)
@@ -146,6 +147,7 @@ def _write_examples(world: Any, count: int, folder: Path, split: str, progress: 
                 "target_caption": example.target_caption,
             }
             manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
+            bar.update(1)
 
 
 def _publish(partial: Path, out: Path, split: str) -> None:

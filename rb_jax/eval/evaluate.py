@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from rb_jax.data.images import open_image, save_image
 from rb_jax.data.loader import from_world
 from rb_jax.data.reasonworld import Example, ReasonWorld
-from rb_jax.editor import Editor
+from rb_jax.editor import Editor, check_seed
 from rb_jax.errors import InputError
 from rb_jax.eval.grids import GridRow, edit_grid
 from rb_jax.eval.reasonworld import EditScore, score_edit, summarize
+from rb_jax.progress import progress_bar
 
 BATCH = 16
 
@@ -49,7 +50,7 @@ def open_world(split: str, count: int, size: int) -> list[Example]:
 def edit_all(examples: Sequence[Example], edit: Edit, label: str) -> list[Scored]:
     """Edits and scores every example, in batches of one size, with a progress bar."""
     scored = []
-    with tqdm(total=len(examples), desc=label, unit="edit", leave=False) as bar:
+    with progress_bar(len(examples), label, "edit") as bar:
         for start in range(0, len(examples), BATCH):
             chunk = list(examples[start : start + BATCH])
             # The last batch is filled up, so that it does not compile a second program.
@@ -62,6 +63,7 @@ def edit_all(examples: Sequence[Example], edit: Edit, label: str) -> list[Scored
 
 def with_editor(editor: Editor, seed: int = 0, **settings: Any) -> Edit:
     """The model as an ``Edit``; each batch draws noise of its own from ``seed``."""
+    check_seed(seed)
 
     def edit(examples: Sequence[Example], start: int) -> UInt8[np.ndarray, "B S S 3"]:
         batch_seed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
@@ -124,14 +126,27 @@ def evaluate(editor: Editor, split: str, count: int, seed: int = 0, **settings: 
             "families": by_family(edits)}, edits  # fmt: skip
 
 
+def check_folder(out: str | Path) -> None:
+    """InputError if ``write_evaluation`` could not write here: asked before the work, not after."""
+    out = Path(out).absolute()
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{nearest}: is not a folder; results cannot be written to {out}")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{nearest}: no permission to write there")
+
+
 def write_evaluation(out: str | Path, report: dict[str, Any], edits: Sequence[Scored]) -> None:
     """Every edit as ``edits/NNNNNN.png``, ``grid.png``, and last ``scores.json``."""
     out = Path(out)
-    (out / "edits").mkdir(parents=True, exist_ok=True)
-    for i, scored in enumerate(edits):
-        save_image(_edit_path(out, i), scored.edited)
-    save_image(out / "grid.png", np.asarray(edit_grid(grid_rows(edits, 4))))
-    write_json(out / "scores.json", report)
+    try:
+        (out / "edits").mkdir(parents=True, exist_ok=True)
+        for i, scored in enumerate(edits):
+            save_image(_edit_path(out, i), scored.edited)
+        save_image(out / "grid.png", np.asarray(edit_grid(grid_rows(edits, 4))))
+        write_json(out / "scores.json", report)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
 
 
 def read_edits(out: str | Path, count: int) -> list[UInt8[np.ndarray, "S S 3"]]:
