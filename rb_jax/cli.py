@@ -85,8 +85,8 @@ def evaluate(argv: Sequence[str]) -> int:
     _sampling_flags(values)
     _parse(values, argv, required=("out",))
     from rb_jax.editor import Editor
-    from rb_jax.eval.evaluate import evaluate as run
     from rb_jax.eval.evaluate import check_folder, score_table, write_evaluation
+    from rb_jax.eval.evaluate import evaluate as run
 
     check_folder(values.out)
     editor = Editor.from_pretrained(values.checkpoint)

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-
 from rb_jax.data.images import open_image, save_image, to_square
 from rb_jax.data.objects import extract_objects
 from rb_jax.data.schema import CATEGORIES, EditExample
