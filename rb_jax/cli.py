@@ -145,9 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if argv else 2
     if argv[0] == "--version":
-        import importlib.metadata
-
-        print(f"rb_jax {importlib.metadata.version('rb_jax')}")
+        print(f"rb_jax {_version()}")
         return 0
     if argv[0] not in VERBS:
         return _fail(f"no such verb: {argv[0]}; choose {', '.join(VERBS)}")
@@ -158,6 +156,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except BrokenPipeError:
         return 1
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("rb_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "(run from a source folder, not installed)"
 
 
 def _fail(message: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import warnings
@@ -114,8 +115,8 @@ class Editor:
         for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
             if not 0 <= value <= 100:
                 raise InputError(f"{name} must be between 0 and 100, got {value}")
-        batch = self.collate(examples)
-        batch = jax.tree.map(jnp.asarray, Batch(**{**vars(batch), "target": None}))
+        batch = dataclasses.replace(self.collate(examples), target=None)
+        batch = jax.tree.map(jnp.asarray, batch)
         return np.asarray(
             self._sample(
                 self._params, batch, jax.random.key(seed), jnp.float32(guidance),

@@ -27,6 +27,11 @@ def weights_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def editor(weights_folder):
     """Editor of the small model; shared, so that its programs are compiled once."""
-    from rb_jax.editor import Editor
+    from rb_jax import editor
+    from rb_jax.train import weights
+    from tests import tiny
 
-    return Editor.from_pretrained(weights_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (editor, weights):  # tracing the definition anew takes seconds
+            patch.setattr(module, "definition", tiny.definition)
+        return editor.Editor.from_pretrained(weights_folder)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from rb_jax import editor as editor_module
+from rb_jax.data.objects import extract_objects
 from rb_jax.data.schema import EditExample
 from rb_jax.editor import MAX_STEPS, Editor, UnfamiliarPicture
 from rb_jax.errors import InputError
@@ -127,7 +128,7 @@ def test_settings_that_change_the_answer(editor):
     assert edit(editor, image, "What if it rained?").tobytes() != base
     assert edit(editor, image, objects=("wax",)).tobytes() != base
     # Left out, the objects are those that the instruction names; too many are cut.
-    assert edit(editor, image, objects=("candle", "two hours")).tobytes() == base
+    assert edit(editor, image, objects=extract_objects(WORDS, 3)).tobytes() == base
     assert edit(editor, image, objects=("candle",) * 9).size == (32, 32)
 
 

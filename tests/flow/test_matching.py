@@ -38,7 +38,9 @@ def test_times_are_logit_normal():
     assert logit.mean() == pytest.approx(0.4, abs=0.01)
     assert logit.std() == pytest.approx(0.7, abs=0.01)
     assert np.mean(np.abs(logit - 0.4) < 0.7) == pytest.approx(0.6827, abs=0.006)
-    shifted = np.asarray(draw(jax.random.key(0), 100_000, dataclasses.replace(flow, shift=True), 1024))
+    shifted = np.asarray(
+        draw(jax.random.key(0), 100_000, dataclasses.replace(flow, shift=True), 1024)
+    )
     added = np.log(shifted / (1 - shifted)) - logit  # a shift of t is an addition to its logit
     np.testing.assert_allclose(added, shift_mu(FLOW, 1024), atol=2e-3)
 
