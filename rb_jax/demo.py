@@ -8,6 +8,7 @@ self-contained report. What an earlier run finished is reused.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,7 +21,17 @@ from typing import Any
 import numpy as np
 
 from rb_jax.config import Config
-from rb_jax.eval.evaluate import Scored, grid_rows, open_world, read_edits, write_json
+from rb_jax.editor import Editor
+from rb_jax.eval.evaluate import (
+    Scored,
+    choose,
+    edit_all,
+    grid_rows,
+    open_world,
+    read_edits,
+    with_editor,
+    write_json,
+)
 from rb_jax.eval.grids import GridRow
 from rb_jax.eval.reasonworld import score_edit
 from rb_jax.eval.report import ReportData, StageParameters, write_report
@@ -32,12 +43,12 @@ SPLITS = ("test", "test_unseen")
 PICTURES_A_CATEGORY = 4
 # A short run: fewer scenes and steps than the shipped model's, everything else the same.
 OVERRIDES = (
-    "--config.data.count=6144",
-    "--config.train.steps=450",
-    "--config.train.eval_every=225",
-    "--config.train.checkpoint_every=225",
-    "--config.train.ema_decay=0.99",
-    "--config.optimizer.warmup_steps=50",
+    "--config.data.count=3072",
+    "--config.train.steps=320",
+    "--config.train.eval_every=160",
+    "--config.train.checkpoint_every=160",
+    "--config.train.ema_decay=0.98",
+    "--config.optimizer.warmup_steps=40",
 )
 
 
@@ -53,18 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = out / "run"
     command = ["train", f"--config={CONFIG}", f"--workdir={run}", *OVERRIDES]
     seconds = _step("1/4  Train from scratch", [*command, *arguments.overrides], out / "train.json")
-    scores: dict[str, Any] = {}
-    for title, name, checkpoint in [
-        ("2/4  Edit and score held-out scenes with this run", "this run", run),
-        ("3/4  Edit and score the same scenes with the shipped model", "shipped", None),
-    ]:
-        for split in SPLITS:
-            folder = out / name.replace(" ", "_") / split
-            _evaluate(f"{title}: {split}", folder, checkpoint, split, arguments.count)
-            scores[f"{name}/{split}"] = json.loads((folder / "scores.json").read_text())
+    scores = {}
+    for split in SPLITS:
+        title = f"2/4  Restore the checkpoint, edit and score held-out scenes: {split}"
+        _evaluate(title, out / split, run, split, arguments.count)
+        scores[split] = json.loads((out / split / "scores.json").read_text())
+    print("== 3/4  Edit some of these scenes with the shipped model", flush=True)
+    pictures = _pictures(out, scores["test"]["count"])
     print("== 4/4  Write the report", flush=True)
     shown = f"rb-jax train --config=configs/reasonworld.py --workdir={run} {' '.join(OVERRIDES)}"
-    report = write_report(out / "report.html", _report(out, shown, seconds, scores))
+    report = write_report(out / "report.html", _report(out, shown, seconds, scores, pictures))
     print(f"{report} (open it in a browser; {time.perf_counter() - begin:.0f} s in all)")
     return 0
 
@@ -82,33 +91,36 @@ def _step(title: str, arguments: Sequence[str], stamp: Path) -> float:
     return seconds
 
 
-def _evaluate(title: str, folder: Path, checkpoint: Path | None, split: str, count: int) -> None:
-    source = [] if checkpoint is None else [f"--checkpoint={checkpoint}"]
-    weights = (
-        resolve("shipped", SHIPPED["init_from"]) if checkpoint is None else checkpoint / "weights"
-    )
-    done = folder / "scores.json"
-    newest = max(path.stat().st_mtime for path in weights.iterdir())
+def _evaluate(title: str, folder: Path, run: Path, split: str, count: int) -> None:
+    """Scores a split, unless that was done since the weights were made."""
+    done, newest = folder / "scores.json", (run / "weights" / "config.json").stat().st_mtime
     fresh = done.exists() and done.stat().st_mtime > newest
     if fresh and json.loads(done.read_text())["count"] == count:
         print(f"== {title}: done already", flush=True)
         return
-    _step(title, ["evaluate", *source, f"--split={split}", f"--count={count}", f"--out={folder}"],
-          folder.with_suffix(".json"))  # fmt: skip
+    _step(title, ["evaluate", f"--checkpoint={run}", f"--split={split}", f"--count={count}",
+                  f"--out={folder}"], folder.with_suffix(".json"))  # fmt: skip
 
 
-def _report(out: Path, command: str, seconds: float, scores: Mapping[str, Any]) -> ReportData:
+def _report(
+    out: Path,
+    command: str,
+    seconds: float,
+    scores: Mapping[str, Any],
+    pictures: Sequence[GridRow],
+) -> ReportData:
     config, params = load_weights(out / "run" / "weights")
     shipped = resolve("shipped", SHIPPED["init_from"])
-    tables = {}
-    for split in SPLITS:
-        mine = scores[f"this run/{split}"]["scores"]
-        tables[split] = {
-            "this run": mine["model"],
-            "shipped checkpoint": scores[f"shipped/{split}"]["scores"]["model"],
-            "copy the source": mine["copy"],
-            "codec oracle": mine["codec"],
+    card = json.loads((shipped / "card.json").read_text())
+    tables = {
+        split: {
+            "this run": scores[split]["scores"]["model"],
+            "shipped checkpoint": card[split]["scores"]["model"],
+            "copy the source": scores[split]["scores"]["copy"],
+            "codec oracle": scores[split]["scores"]["codec"],
         }
+        for split in SPLITS
+    }
     ablation = shipped / "ablation.json"
     return ReportData(
         command=command,
@@ -116,7 +128,7 @@ def _report(out: Path, command: str, seconds: float, scores: Mapping[str, Any]) 
         seconds=seconds,
         parameters=sum(int(np.prod(p.shape)) for p in params.values()),
         cores=os.cpu_count() or 1,
-        examples=_pictures(out, config, scores["this run/test"]["count"]),
+        examples=pictures,
         columns=("source", "this run", "shipped", "truth"),
         metrics=read_lines(out / "run"),
         scores=tables,
@@ -125,25 +137,29 @@ def _report(out: Path, command: str, seconds: float, scores: Mapping[str, Any]) 
     )
 
 
-def _pictures(out: Path, config: Config, count: int) -> list[GridRow]:
-    """Rows of source, this run's edit, the shipped model's edit and the truth."""
-    examples = open_world("test", count, config.data.image_size)
-    mine = read_edits(out / "this_run" / "test", count)
-    shipped = read_edits(out / "shipped" / "test", count)
-    rows = []
-    scored = [Scored(e, m, score_edit(e, m)) for e, m in zip(examples, mine, strict=True)]
-    theirs = {id(s.example): edit for s, edit in zip(scored, shipped, strict=True)}
-    for s in scored:
-        pictures = {"source": s.example.source, "this run": s.edited,
-                    "shipped": theirs[id(s.example)], "truth": s.example.target}  # fmt: skip
-        rows.append((s, pictures))
-    chosen = {(r.instruction, r.category) for r in grid_rows(scored, PICTURES_A_CATEGORY)}
+def _pictures(out: Path, count: int) -> list[GridRow]:
+    """A few scenes of each category: source, this run's edit, the shipped model's, the truth."""
+    editor = Editor.from_pretrained()
+    examples = open_world("test", count, editor.config.data.image_size)
+    mine = [
+        Scored(e, edited, score_edit(e, edited))
+        for e, edited in zip(examples, read_edits(out / "test", count), strict=True)
+    ]
+    chosen = choose(mine, PICTURES_A_CATEGORY)
+    edit = with_editor(editor)
+    shipped = edit_all([s.example for s in chosen], edit, "shipped model")
     return [
-        GridRow(s.example.instruction, pictures, s.example.category, s.score.aligned,
-                s.score.edited_psnr)
-        for s, pictures in rows
-        if (s.example.instruction, s.example.category) in chosen
-    ]  # fmt: skip
+        dataclasses.replace(
+            row,
+            pictures={
+                "source": row.pictures["source"],
+                "this run": row.pictures["edit"],
+                "shipped": theirs.edited,
+                "truth": row.pictures["truth"],
+            },
+        )
+        for row, theirs in zip(grid_rows(chosen), shipped, strict=True)
+    ]
 
 
 def _stages(config: Config, params: Mapping[str, Any]) -> list[StageParameters]:

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from rb_jax.data.images import open_image, save_image
 from rb_jax.data.loader import from_world
-from rb_jax.data.reasonworld import Example, ReasonWorld
+from rb_jax.data.reasonworld import CATEGORIES, Example, ReasonWorld
 from rb_jax.editor import Editor, check_seed
 from rb_jax.errors import InputError
 from rb_jax.eval.grids import GridRow, edit_grid
@@ -95,13 +95,18 @@ def by_family(scored: Sequence[Scored]) -> dict[str, float]:
     return {name: float(np.mean(hits)) for name, hits in sorted(families.items())}
 
 
-def grid_rows(scored: Sequence[Scored], per_category: int) -> list[GridRow]:
-    """Rows for a picture grid: the first few of each category, category by category."""
-    chosen: dict[str, list[Scored]] = {}
+def choose(scored: Sequence[Scored], per_category: int) -> list[Scored]:
+    """The first few of each category, of different families, category by category."""
+    chosen: dict[str, list[Scored]] = {c: [] for c in CATEGORIES}
     for s in scored:
-        group = chosen.setdefault(s.example.category, [])
+        group = chosen[s.example.category]
         if len(group) < per_category and s.example.family not in {g.example.family for g in group}:
             group.append(s)
+    return [s for group in chosen.values() for s in group]
+
+
+def grid_rows(scored: Sequence[Scored]) -> list[GridRow]:
+    """Rows for a picture grid."""
     return [
         GridRow(
             instruction=s.example.instruction,
@@ -110,8 +115,7 @@ def grid_rows(scored: Sequence[Scored], per_category: int) -> list[GridRow]:
             aligned=s.score.aligned,
             psnr=s.score.edited_psnr,
         )
-        for group in chosen.values()
-        for s in group
+        for s in scored
     ]
 
 
@@ -143,7 +147,7 @@ def write_evaluation(out: str | Path, report: dict[str, Any], edits: Sequence[Sc
         (out / "edits").mkdir(parents=True, exist_ok=True)
         for i, scored in enumerate(edits):
             save_image(_edit_path(out, i), scored.edited)
-        save_image(out / "grid.png", np.asarray(edit_grid(grid_rows(edits, 4))))
+        save_image(out / "grid.png", np.asarray(edit_grid(grid_rows(choose(edits, 4)))))
         write_json(out / "scores.json", report)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from error

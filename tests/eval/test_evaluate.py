@@ -86,7 +86,7 @@ def test_files(evaluation, tmp_path):
 def test_grid_shows_different_families_of_each_category(evaluation):
     examples = E.open_world("test", 40, 32)
     scored = [E.Scored(e, e.target, score_edit(e, e.target)) for e in examples]
-    rows = E.grid_rows(scored, 2)
+    rows = E.grid_rows(E.choose(scored, 2))
     categories = [row.category for row in rows]
     assert categories == sorted(categories, key=categories.index)
     assert all(categories.count(c) <= 2 for c in categories)
