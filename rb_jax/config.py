@@ -130,6 +130,8 @@ class MMDiTConfig:
     guidance_embed: bool = True
     patch_size: int = 2
     source: Literal["channel", "sequence"] = "channel"
+    # What the last layer's output means: FLUX's velocity, or the data x0 from which it follows.
+    prediction: Literal["velocity", "data"] = "velocity"
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class ReasonBrain(nnx.Module):
         )
         conditioning = drop(conditioning, drop_rng, flow.drop_condition, flow.drop_source)
         z_t = matching.interpolate(x0, noise, t)
-        velocity = self.mmdit(z_t, t, guidance, conditioning, self.config.model.remat)
+        velocity = self.velocity(z_t, t, guidance, conditioning)
         flow_loss = matching.flow_loss(velocity, x0, noise)
         loss_mllm, loss_flow = mllm_loss.mean(), flow_loss.mean()
         total = train.mllm_loss_weight * loss_mllm + train.flow_loss_weight * loss_flow
@@ -180,13 +180,26 @@ class ReasonBrain(nnx.Module):
 
         def velocity(z, t):
             times = jnp.broadcast_to(t, shape[:1])
-            v = self.mmdit(z, times, guidances, conditioning)
+            v = self.velocity(z, times, guidances, conditioning)
             if scale == 1.0:
                 return v
-            return sampler.true_cfg(v, self.mmdit(z, times, guidances, null), scale)
+            return sampler.true_cfg(v, self.velocity(z, times, guidances, null), scale)
 
         times = sampler.schedule(flow, steps, self.tokens(shape))
         return self.autoencoder.decode(sampler.euler(velocity, noise, times))
+
+    def velocity(
+        self,
+        z_t: Float[Array, "B H W C"],
+        t: Float[Array, " B"],
+        guidance: Float[Array, " B"],
+        conditioning: Conditioning,
+    ) -> Float[Array, "B H W C"]:
+        """eps - x0 at z_t, whichever of the two the MMDiT predicts."""
+        out = self.mmdit(z_t, t, guidance, conditioning, self.config.model.remat)
+        if self.config.model.mmdit.prediction == "velocity":
+            return out
+        return matching.velocity_of_data(out, z_t, t)
 
     def tokens(self, latent_shape: tuple[int, ...]) -> int:
         """Packed image tokens of a [B H W C] latent; decides the time shift."""

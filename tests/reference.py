@@ -90,8 +90,8 @@ def multihead(p: Tree, query: np.ndarray, context: np.ndarray, count: int) -> np
     """torch.nn.MultiheadAttention: in_proj holds the q, k and v projections side by side."""
     kernels, biases = np.split(p["in_proj"]["kernel"], 3, 1), np.split(p["in_proj"]["bias"], 3)
     inputs = (query, context, context)
-    qkv = [heads(x @ w + b, count) for x, w, b in zip(inputs, kernels, biases, strict=True)]
-    return linear(p["out_proj"], attention(*qkv).reshape(len(query), -1))
+    q, k, v = (heads(x @ w + b, count) for x, w, b in zip(inputs, kernels, biases, strict=True))
+    return linear(p["out_proj"], attention(q, k, v).reshape(len(query), -1))
 
 
 def rotate(pairs: np.ndarray, angle: np.ndarray) -> np.ndarray:
@@ -101,13 +101,13 @@ def rotate(pairs: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 def rotate_interleaved(x: np.ndarray, angle: np.ndarray) -> np.ndarray:
     turned = rotate(x[..., 0::2] + 1j * x[..., 1::2], angle)
-    return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
+    return np.stack([np.real(turned), np.imag(turned)], -1).reshape(x.shape)
 
 
 def rotate_half(x: np.ndarray, angle: np.ndarray) -> np.ndarray:
     half = x.shape[-1] // 2
     turned = rotate(x[..., :half] + 1j * x[..., half:], angle)
-    return np.concatenate([turned.real, turned.imag], -1)
+    return np.concatenate([np.real(turned), np.imag(turned)], -1)
 
 
 def frequencies(dim: int, theta: float = 10_000.0) -> np.ndarray:

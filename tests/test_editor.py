@@ -68,7 +68,7 @@ def test_kinds_of_pictures(editor, tmp_path, mode):
     elif mode == "F":
         image = Image.fromarray(grey.astype(np.float32))
     elif mode == "1":
-        image = Image.fromarray(grey).point(lambda v: 255 * (v > 99), "1")
+        image = Image.fromarray(np.where(grey > 99, 255, 0).astype(np.uint8)).convert("1")
         rgb = np.where(rgb > 99, 255, 0).astype(np.uint8)
     elif mode == "RGBA":  # what is see-through is white, whatever colour is under it
         alpha = np.full_like(grey, 255)

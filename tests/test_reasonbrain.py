@@ -176,7 +176,10 @@ VARIANTS = {
         model__frce__region_branch=False, model__mmdit__guidance_embed=False,
         model__mllm__lora_rank=0,
     ),
-    "regions only, no cme": dict(model__frce__patch_branch=False, model__cme__enabled=False),
+    "regions only, no cme, prediction of the data": dict(
+        model__frce__patch_branch=False, model__cme__enabled=False,
+        model__mmdit__prediction="data",
+    ),
     "no id controller, as many kv heads, bfloat16": dict(
         model__frce__id_controller=False, model__mllm__kv_heads=6, model__dtype="bfloat16"
     ),

@@ -17,7 +17,9 @@ from rb_jax.train.state import Params, merge
 from rb_jax.types import Batch, Conditioning, Cues, Features, Text
 
 CHANGES = {
-    "model.vision": dict(image_size=24, patch_size=8, width=24, layers=3, heads=3, feature_layer=-2),
+    "model.vision": dict(
+        image_size=24, patch_size=8, width=24, layers=3, heads=3, feature_layer=-2
+    ),
     "model.text": dict(vocab_size=1031, max_length=36, width=40, heads=4),
     "model.regions": dict(width=20, stride=4, max_regions=5),
     "model.autoencoder": dict(

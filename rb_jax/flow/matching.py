@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 from rb_jax.config import FlowConfig
 
+MIN_TIME = 0.05
+
 
 def shift_time(t: Float[Array, " T"], mu: float) -> Float[Array, " T"]:
     """Moves times towards noise: e^mu / (e^mu + 1/t - 1) (flux/sampling.py: time_shift)."""
@@ -37,6 +39,17 @@ def interpolate(
     """z_t."""
     t = t[:, None, None, None]
     return (1 - t) * x0 + t * noise
+
+
+def velocity_of_data(
+    x0: Float[Array, "B H W C"], z_t: Float[Array, "B H W C"], t: Float[Array, " B"]
+) -> Float[Array, "B H W C"]:
+    """The velocity (z_t - x0) / t that a prediction of the data implies (arXiv 2511.13720).
+
+    A narrow network can copy its source into x0 at once, while eps - x0 asks it to carry all of
+    the noise. The denominator stops at 0.05, where the loss would otherwise explode.
+    """
+    return (z_t - x0) / jnp.maximum(t, MIN_TIME)[:, None, None, None]
 
 
 def flow_loss(

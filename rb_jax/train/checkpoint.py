@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rb_jax.config import Config, ConfigError, differing_keys, from_config_dict
+from rb_jax.config import Config, ConfigError, differing_keys, from_stored
 from rb_jax.errors import InputError
 from rb_jax.train.state import Params, TrainState
 
@@ -112,7 +112,7 @@ def load_ema(folder: str | Path) -> tuple[Config, Params]:
         arrays = _read(manager, step, {name: 0 for name in names}, numpy)
     _verify(arrays, metadata, str(folder))
     try:
-        config = from_config_dict(metadata["config"])
+        config = from_stored(metadata["config"])
     except ConfigError as error:
         raise InputError(f"{folder}: {error}") from error
     return config, {name.split("/", 1)[1]: value for name, value in arrays.items()}

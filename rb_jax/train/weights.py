@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rb_jax.config import Config, ConfigError, differing_keys, from_config_dict
+from rb_jax.config import Config, ConfigError, differing_keys, from_stored
 from rb_jax.errors import InputError
 from rb_jax.train import checkpoint
 from rb_jax.train.state import Params, check_weights, definition
@@ -119,7 +119,7 @@ def differing_model_keys(a: Config, b: Config, parts: tuple[str, ...] = ("model"
 
 def _read_config(path: Path) -> Config:
     try:
-        return from_config_dict(json.loads(path.read_text(encoding="utf-8")))
+        return from_stored(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
         raise InputError(f"{path}: {error}") from error
 

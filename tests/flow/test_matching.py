@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from rb_jax.config import FlowConfig
-from rb_jax.flow.matching import flow_loss, interpolate, sample_times, shift_mu, shift_time
+from rb_jax.flow.matching import (
+    flow_loss,
+    interpolate,
+    sample_times,
+    shift_mu,
+    shift_time,
+    velocity_of_data,
+)
 from tests import tiny
 
 FLOW = FlowConfig()
@@ -33,7 +40,7 @@ def test_times_are_logit_normal():
     flow = dataclasses.replace(FLOW, logit_mean=0.4, logit_std=0.7, shift=False)
     draw = jax.jit(sample_times, static_argnums=(1, 2, 3))
     t = np.asarray(draw(jax.random.key(0), 100_000, flow, 1024), np.float64)
-    assert 0 < t.min() and t.max() < 1
+    assert t.min() > 0 and t.max() < 1
     logit = np.log(t / (1 - t))
     assert logit.mean() == pytest.approx(0.4, abs=0.01)
     assert logit.std() == pytest.approx(0.7, abs=0.01)
@@ -56,3 +63,11 @@ def test_interpolation_and_loss():
     expected = [np.mean((z[i] - (noise[i] - x0[i])) ** 2) for i in range(3)]
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert not np.any(flow_loss(jnp.asarray(noise - x0), jnp.asarray(x0), jnp.asarray(noise)))
+
+
+def test_velocity_that_the_right_data_implies():
+    x0, noise = (jnp.asarray(tiny.normal(3, 2, 5, 4, seed=seed)) for seed in (1, 2))
+    t = jnp.array([0.1, 1.0, 0.0])
+    velocity = np.asarray(velocity_of_data(x0, interpolate(x0, noise, t), t))
+    np.testing.assert_allclose(velocity[:2], (noise - x0)[:2], rtol=1e-4, atol=1e-5)
+    assert not np.any(velocity[2])  # and finite where there is no noise left

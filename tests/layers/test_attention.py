@@ -89,8 +89,8 @@ def test_heads_are_split_from_consecutive_channels():
 @pytest.mark.parametrize("cross", [False, True])
 def test_multihead_is_torchs(cross):
     module = MultiheadAttention(12, 3, nnx.Rngs(0))
-    module.in_proj.bias[...] = normal(36)
-    module.out_proj.bias[...] = normal(12)
+    for layer, width in ((module.in_proj, 36), (module.out_proj, 12)):
+        layer.bias = nnx.Param(jnp.asarray(normal(width)))
     x, context = normal(2, 5, 12), normal(2, 7, 12)
     tokens = context if cross else x
     mask = RNG.random(tokens.shape[:2]) > 0.4  # seed 0 leaves some in each row

@@ -67,8 +67,8 @@ def double_block(p, streams, vec, angle):
         attn = p[name]["attn"]
         y = reference.linear(attn["qkv"], plain_norm(x, *mods[name][:2]))
         parts.append(qkv(attn, y, attn["norm"]))
-    joint = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
-    attended = np.split(attend(*joint, angle), [len(streams["txt"])])
+    q, k, v = (np.concatenate(pair) for pair in zip(*parts, strict=True))
+    attended = np.split(attend(q, k, v, angle), [len(streams["txt"])])
     out = {}
     for (name, x), read in zip(streams.items(), attended, strict=True):
         shift1, scale1, gate1, shift2, scale2, gate2 = mods[name]
