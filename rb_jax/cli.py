@@ -205,8 +205,10 @@ def _parse(values: flags.FlagValues, argv: Sequence[str], required: Sequence[str
         raise SystemExit(0)
     try:
         rest = values(list(argv))[1:]
-    except (OSError, ImportError, SyntaxError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"--config: {error}") from None
+    except flags.Error:
+        raise
+    except Exception as error:  # whatever the user's configuration file raises
+        raise InputError(f"--config: {type(error).__name__}: {error}") from None
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; rb-jax {argv[0]} --help lists flags")
     for name in required:

@@ -335,6 +335,8 @@ def check(config: Config) -> None:
          "the head width must be even for RoPE"),
         (-vision.layers - 1 <= vision.feature_layer <= vision.layers, "model.vision.feature_layer",
          f"{vision.feature_layer} is not one of the {vision.layers + 1} hidden states"),
+        (model.text.max_length >= 8, "model.text.max_length",
+         "must hold the 8 tokens of an object's name"),
         (flow.base_tokens < flow.max_tokens, "flow.max_tokens",
          f"must be more than flow.base_tokens={flow.base_tokens}"),
         (0 <= flow.drop_condition < 1, "flow.drop_condition", "must be in [0, 1)"),
