@@ -250,6 +250,22 @@ def from_config_dict(values: Mapping[str, Any] | ml_collections.ConfigDict) -> C
     return _build(Config, values, "")
 
 
+def from_stored(values: Mapping[str, Any]) -> Config:
+    """As ``from_config_dict``, of a configuration saved with weights.
+
+    Keys that did not exist when it was saved take their defaults, which mean "as before".
+    """
+    return from_config_dict(_filled(dataclasses.asdict(Config()), values))
+
+
+def _filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    filled = dict(defaults) | dict(values)
+    for name, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(filled[name], Mapping):
+            filled[name] = _filled(default, filled[name])
+    return filled
+
+
 def check_key(key: str) -> None:
     """Raises ConfigError if a dotted key such as ``train.steps`` names no value."""
     cls, prefix = Config, ""
