@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from rb_jax.editor import Editor
@@ -42,7 +43,7 @@ def codec_psnr(folder: Path, count: int) -> dict[str, float]:
     autoencoder = merge(definition(config)[0], values).autoencoder
     psnr = []
     for example in open_world("test", count, config.data.image_size):
-        picture = np.asarray(to_float(example.source[None]))
+        picture = to_float(jnp.asarray(example.source[None]))
         error = np.asarray(autoencoder.decode(autoencoder.encode(picture))) - picture
         psnr.append(10 * np.log10(4.0 / float(np.mean(error**2))))
     return {"count": count, "psnr": float(np.mean(psnr)), "psnr_lowest": float(np.min(psnr))}
