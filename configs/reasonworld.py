@@ -10,8 +10,9 @@ from rb_jax.config import Config, to_config_dict
 
 def get_config() -> ml_collections.ConfigDict:
     config = to_config_dict(Config())
+    config.model.mmdit.prediction = "data"
     config.data.count = 24_576
-    config.train.steps = 4_400
+    config.train.steps = 1_900
     config.train.ema_decay = 0.998
     config.optimizer.warmup_steps = 200
     return config

@@ -19,6 +19,7 @@ VARIANTS = {
 
 def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     config = to_config_dict(Config())
+    config.model.mmdit.prediction = "data"
     config.data.count = 8_192
     config.train.steps = 1_000
     config.train.ema_decay = 0.995
