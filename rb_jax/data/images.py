@@ -158,10 +158,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if path.suffix.lower() not in _WRITERS:
         known = " ".join(_WRITERS)
         raise InputError(f"{path}: unknown picture suffix {path.suffix!r}; use one of {known}")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the name of a file")
+    try:
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give the name of a file")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({_reason(error)})") from error
 
 
 def _plugin(data: bytes, name: str):

@@ -79,9 +79,10 @@ def test_what_was_written_after_the_last_checkpoint_is_written_anew(tmp_path):
 
 
 def test_interrupt_ends_with_130(tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
     stop_at(2, signal.SIGINT, monkeypatch)
     assert loop.train(fake.config(), tmp_path) == 130
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_finished_run_says_so_and_may_be_prolonged(tmp_path, capsys):
