@@ -44,5 +44,5 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/.made
 
 $(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt | $(VENV)/.made
 	@echo "Installing the pinned requirements and the checkers into $(VENV) (about a minute, once)"
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install -c constraints.txt -e '.[dev,torch]'
 	@touch $@ $(VENV)/.installed

@@ -1,18 +1,29 @@
 """The whole of ReasonBrain at a size that a laptop trains: the default, and the shipped model.
 
-Sizes are those of rb_jax/config.py; no two stages have the same width.
+Sizes are those of rb_jax/config.py; no two stages have the same width. The paper's ablation:
+--config=configs/reasonworld.py:VARIANT, a name of VARIANTS.
 """
 
 import ml_collections
 
 from rb_jax.config import Config, to_config_dict
 
+# Name -> the switches that differ from the full model, in the order of the paper's table.
+VARIANTS = {
+    "baseline": {"frce.enabled": False, "cme.enabled": False},
+    "frce": {"frce.id_controller": False, "cme.enabled": False},
+    "id_controller": {"cme.enabled": False},
+    "cme": {"frce.id_controller": False},
+    "full": {},
+}
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     config = to_config_dict(Config())
     config.model.mmdit.prediction = "data"
     config.data.count = 24_576
     config.train.steps = 1_900
     config.train.ema_decay = 0.998
     config.optimizer.warmup_steps = 200
+    config.model.update_from_flattened_dict(VARIANTS[variant])
     return config

@@ -1,4 +1,4 @@
-"""The command line: ``rb-jax train | edit | evaluate | data``.
+"""The command line: ``rb-jax train | edit | evaluate | data | import | export | ...``.
 
 Flags are absl's; any value of a configuration is set with ``--config.a.b=value``.
 """
@@ -28,23 +28,23 @@ USAGE = """rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain i
   rb-jax data reasonworld --out=DIR --split=train --count=N --seed=S --size=PX
       Writes ReasonWorld in the Reason50K layout.
 
+  rb-jax import --source=PATH --out=DIR [--family=NAME --dtype=bfloat16]
+      Reads a PyTorch checkpoint: FLUX, its autoencoder, CLIP, LLaVA, SAM, the authors' modules.
+  rb-jax assemble --config=FILE.py --parts=DIR,DIR,... --out=DIR
+      Puts imported parts and fresh modules together to a model that train and edit take.
+  rb-jax export --checkpoint=DIR --format=diffusers|bfl|hf|peft|official|torch --out=DIR
+      Writes a model, or an imported part, for PyTorch.
+  rb-jax parity --checkpoint=DIR --reference=DIR
+      Runs ours and PyTorch's side on the same inputs and compares them stage by stage.
+
   rb-jax VERB --help lists all flags of a verb.
 """
 
 
 def train(argv: Sequence[str]) -> int:
     values = _flags(argv, "train")
-    config_flags.DEFINE_config_file(
-        "config", None, "Configuration file; change values with --config.a.b=VALUE.",
-        flag_values=values, sys_argv=list(argv),
-    )  # fmt: skip
+    _config_file(values, argv)
     _string(values, "workdir", None, "Folder of the run: checkpoints, logs, weights.")
-    for argument in argv:  # absl's and ml_collections' own messages would not name these
-        flag, _, value = argument.lstrip("-").partition("=")
-        if flag == "config" and value and not os.path.isfile(value.partition(":")[0]):
-            raise InputError(f"--config={value}: no such file")
-        if flag.startswith("config."):
-            check_key(flag.removeprefix("config."))
     _parse(values, argv, required=("config", "workdir"))
     from rb_jax.train.loop import train as run
 
@@ -129,11 +129,97 @@ def data_reasonworld(argv: Sequence[str]) -> int:
     return 0
 
 
+def import_(argv: Sequence[str]) -> int:
+    values = _flags(argv, "import")
+    families = ["flux", "flux_vae", "clip", "llava", "sam", "reasonbrain"]
+    flags.DEFINE_enum(
+        "family", None, families, "What it is (default: found from the tensors' names).",
+        flag_values=values,
+    )  # fmt: skip
+    _string(values, "source", None, "A .safetensors file, or a folder of them with its index.")
+    _string(values, "out", None, "Folder to write; it must not exist, or be empty.")
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16", "float16"],
+        "Stores floating tensors as this (default: as they are); losing bits is an error.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_bool("allow_rounding", False, "--dtype may lose bits.", flag_values=values)
+    flags.DEFINE_bool(
+        "allow_pickle", False, "Read .pt and .bin files, with torch.load(weights_only=True).",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_multi_string(
+        "set", [], "GROUP.KEY=VALUE: a size that the files do not tell, e.g. frce.heads=8.",
+        flag_values=values,
+    )  # fmt: skip
+    _parse(values, argv, required=("source", "out"))
+    from rb_jax.port.importing import import_checkpoint
+
+    family, layout, part = import_checkpoint(
+        values.source, values.out, family=values.family, dtype=values.dtype,
+        allow_pickle=values.allow_pickle, allow_rounding=values.allow_rounding,
+        settings=values["set"].value, progress=True,
+    )  # fmt: skip
+    print(f"{values.out}: {family.name} in the {layout.name} layout")
+    for group, inner in part.values.items():
+        print(f"  {group}: " + ", ".join(f"{key}={value}" for key, value in inner.items()))
+    return 0
+
+
+def assemble(argv: Sequence[str]) -> int:
+    values = _flags(argv, "assemble")
+    _config_file(values, argv)
+    flags.DEFINE_list("parts", None, "Folders that rb-jax import wrote.", flag_values=values)
+    _string(values, "out", None, "Folder to write; it must not exist, or be empty.")
+    _parse(values, argv, required=("config", "parts", "out"))
+    from rb_jax.port.assemble import assemble as run
+
+    made = run(from_config_dict(values.config), values.parts, values.out, progress=True)
+    for folder, stages in made.parts.items():
+        print(f"{', '.join(stages) or 'nothing'} from {folder}")
+    print(f"fresh parameters in {', '.join(made.fresh) or 'nothing'}")
+    if made.unused:
+        print(f"left out: {', '.join(sorted({p.split('/')[0] for p in made.unused}))}")
+    print(f"{values.out}: train it with --config=configs/from_checkpoint.py:{values.out}")
+    return 0
+
+
+def export(argv: Sequence[str]) -> int:
+    values = _flags(argv, "export")
+    _string(values, "checkpoint", None, "Weights folder, training workdir, or imported part.")
+    formats = ["diffusers", "bfl", "hf", "peft", "official", "torch"]
+    flags.DEFINE_enum("format", None, formats, "The layout to write.", flag_values=values)
+    _string(values, "out", None, "Folder to write; it must not exist, or be empty.")
+    _parse(values, argv, required=("checkpoint", "format", "out"))
+    from rb_jax.port.exporting import export_checkpoint
+
+    for path in export_checkpoint(values.checkpoint, values.format, values.out, progress=True):
+        print(path)
+    return 0
+
+
+def parity(argv: Sequence[str]) -> int:
+    values = _flags(argv, "parity")
+    _string(values, "checkpoint", None, "Weights folder, training workdir, or imported part.")
+    _string(values, "reference", None, "The PyTorch side: a stock folder, or --format=torch's.")
+    flags.DEFINE_integer("seed", 0, "Seed of the inputs.", flag_values=values)
+    _parse(values, argv, required=("checkpoint", "reference"))
+    from rb_jax.port.parity import compare
+
+    report = compare(values.checkpoint, values.reference, values.seed)
+    print(report.text())
+    return 0 if report.passed else 1
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "edit": edit,
     "evaluate": evaluate,
     "data": data,
+    "import": import_,
+    "assemble": assemble,
+    "export": export,
+    "parity": parity,
 }
 DATA = {"reasonworld": data_reasonworld}
 
@@ -180,6 +266,19 @@ def _flags(argv: Sequence[str], verb: str) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, f"Flags of rb-jax {verb}.", short_name="h", flag_values=values)
     return values
+
+
+def _config_file(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    config_flags.DEFINE_config_file(
+        "config", None, "Configuration file; change values with --config.a.b=VALUE.",
+        flag_values=values, sys_argv=list(argv),
+    )  # fmt: skip
+    for argument in argv:  # absl's and ml_collections' own messages would not name these
+        flag, _, value = argument.lstrip("-").partition("=")
+        if flag == "config" and value and not os.path.isfile(value.partition(":")[0]):
+            raise InputError(f"--config={value}: no such file")
+        if flag.startswith("config."):
+            check_key(flag.removeprefix("config."))
 
 
 def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:

@@ -31,7 +31,9 @@ class CLIPVisionConfig:
     width: int = 96
     layers: int = 2
     heads: int = 3
-    mlp_ratio: float = 4.0
+    mlp_width: int = 384
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    norm_eps: float = 1e-5
     # The hidden layer LLaVA and FRCE read, counted as in Hugging Face (0 = embeddings).
     feature_layer: int = -1
 
@@ -43,16 +45,46 @@ class CLIPTextConfig:
     width: int = 80
     layers: int = 2
     heads: int = 4
-    mlp_ratio: float = 4.0
+    mlp_width: int = 320
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    norm_eps: float = 1e-5
 
 
 @dataclass(frozen=True)
 class RegionConfig:
-    """The stem whose feature map is pooled over the region masks."""
+    """Where the feature map comes from that is pooled over the region masks.
 
+    ``stem`` is a small convolutional map of the picture; ``sam`` is SAM's image encoder, whose
+    automatic masks then are the regions (``width`` is model.sam.out_channels).
+    """
+
+    encoder: Literal["stem", "sam"] = "stem"
     width: int = 40
-    stride: int = 4
+    stride: int = 4  # pixels of a cell of the masks' grid, for ``stem``
     max_regions: int = 8
+
+
+@dataclass(frozen=True)
+class SAMConfig:
+    """Segment Anything (arXiv 2304.02643); the defaults are ViT-H's."""
+
+    image_size: int = 1024
+    patch_size: int = 16
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp_width: int = 5120
+    window_size: int = 14
+    global_layers: tuple[int, ...] = (7, 15, 23, 31)  # these attend everywhere, not in windows
+    out_channels: int = 256
+    decoder_layers: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_width: int = 2048
+    attention_downsample: int = 2
+    multimask_outputs: int = 3
+    iou_head_layers: int = 3
+    iou_head_width: int = 256
+    mask_channels: int = 16
 
 
 @dataclass(frozen=True)
@@ -94,6 +126,7 @@ class MLLMConfig:
     heads: int = 4
     kv_heads: int = 4
     rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
     projector: Literal["linear", "mlp"] = "linear"
     image_tokens: int = 8
     lora_rank: int = 4
@@ -121,7 +154,7 @@ class CMEConfig:
 class MMDiTConfig:
     width: int = 160
     heads: int = 4
-    mlp_ratio: float = 3.0
+    mlp_ratio: float = 4.0
     double_blocks: int = 2
     single_blocks: int = 4
     context_width: int = 120  # the text stream's input width (4096 in FLUX)
@@ -130,8 +163,19 @@ class MMDiTConfig:
     guidance_embed: bool = True
     patch_size: int = 2
     source: Literal["channel", "sequence"] = "channel"
+    # Values in a token of the input; 0 is what ``source`` needs, more are filled with zeros.
+    in_width: int = 0
     # What the last layer's output means: FLUX's velocity, or the data x0 from which it follows.
     prediction: Literal["velocity", "data"] = "velocity"
+
+    @property
+    def mlp_width(self) -> int:
+        return round(self.width * self.mlp_ratio)
+
+    def token_width(self, latent_channels: int) -> int:
+        """Values in a token of the input."""
+        one = latent_channels * self.patch_size**2
+        return self.in_width or (2 * one if self.source == "channel" else one)
 
 
 @dataclass(frozen=True)
@@ -247,7 +291,7 @@ def from_config_dict(values: Mapping[str, Any] | ml_collections.ConfigDict) -> C
     """Checked, frozen form of a ConfigDict or nested dict; raises ConfigError naming the key."""
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
-    return _build(Config, values, "")
+    return from_values(Config, values)
 
 
 def from_stored(values: Mapping[str, Any]) -> Config:
@@ -282,7 +326,8 @@ def _check_name(name: str, known: Mapping[str, Any], prefix: str) -> None:
         raise ConfigError(f"config.{prefix}{name}: no such key{hint}")
 
 
-def _build(cls, values: Any, prefix: str):
+def from_values(cls, values: Any, prefix: str = ""):
+    """A dataclass of this module from nested dicts; raises ConfigError naming the key."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"config.{prefix[:-1]}: expected a group of values, got {values!r}")
     hints = typing.get_type_hints(cls)
@@ -296,7 +341,7 @@ def _build(cls, values: Any, prefix: str):
 
 def _value(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, key + ".")
+        return from_values(hint, value, key + ".")
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in args:
@@ -319,15 +364,19 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
+MAY_BE_ZERO = ("layers", "blocks", "lora_rank", "in_width")
+
+
 def check(config: Config) -> None:
     """Raises ConfigError for the first pair of values that cannot go together."""
     model, data, flow, train = config.model, config.data, config.flow, config.train
     for key, size in _sizes(model, "model"):
-        if size < 0 or (size == 0 and not key.endswith(("layers", "blocks", "lora_rank"))):
+        if size < 0 or (size == 0 and not key.endswith(MAY_BE_ZERO)):
             raise ConfigError(f"config.{key}: must be positive, got {size}")
     vision, vae, frce, mmdit = model.vision, model.autoencoder, model.frce, model.mmdit
     downsampling = 2 ** (len(vae.channel_mult) - 1)
     pixels_a_token = downsampling * mmdit.patch_size
+    tokens = dataclasses.replace(mmdit, in_width=0).token_width(vae.latent_channels)
     rules = [
         (vision.image_size % vision.patch_size == 0, "model.vision.patch_size",
          f"{vision.patch_size} does not divide model.vision.image_size={vision.image_size}"),
@@ -344,6 +393,8 @@ def check(config: Config) -> None:
         (mmdit.width % mmdit.heads == 0 and sum(mmdit.axes_dim) == mmdit.width // mmdit.heads,
          "model.mmdit.axes_dim", f"{mmdit.axes_dim} must add up to the head width "
          f"{mmdit.width}/{mmdit.heads}"),
+        (mmdit.in_width == 0 or mmdit.in_width >= tokens, "model.mmdit.in_width",
+         f"must be 0 or at least the {tokens} values of z_t and the source"),
         (all(d % 2 == 0 for d in mmdit.axes_dim), "model.mmdit.axes_dim", "each must be even"),
         (model.mllm.heads % model.mllm.kv_heads == 0, "model.mllm.kv_heads",
          f"{model.mllm.kv_heads} does not divide heads={model.mllm.heads}"),

@@ -7,7 +7,6 @@ import functools
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from rb_jax.config import Config
-from rb_jax.data.images import from_square, open_image, to_pixels, to_square
+from rb_jax.data.images import Picture, as_pixels, to_source_size, to_square
 from rb_jax.data.loader import Collator
 from rb_jax.data.schema import EditExample
 from rb_jax.encoders.vae import to_float, to_uint8
@@ -26,7 +25,6 @@ from rb_jax.train.state import Params, cast_params, definition, merge
 from rb_jax.train.weights import SHIPPED, load_weights, resolve
 from rb_jax.types import Batch
 
-Picture = Image.Image | np.ndarray | str | os.PathLike[str]
 MAX_STEPS = 1000
 # The shipped codec gives back ReasonWorld pictures better than this (dB), photographs worse.
 FAMILIAR_PSNR = 25.5
@@ -79,7 +77,7 @@ class Editor:
         and ``true_cfg`` the classifier-free one; None takes the model's defaults. Raises
         InputError for an unreadable picture or an empty or over-long instruction.
         """
-        pixels = _pixels(image)
+        pixels = as_pixels(image)
         square = to_square(pixels, self.config.data.image_size)
         example = EditExample("", "", instruction, tuple(objects), square, None, None)
         codec = self.reconstruct(square[None])[0]
@@ -93,7 +91,7 @@ class Editor:
         edited = self.edit_batch(
             [example], seed=seed, steps=steps, guidance=guidance, true_cfg=true_cfg
         )[0]
-        return Image.fromarray(_to_source_size(edited, codec, pixels))
+        return Image.fromarray(to_source_size(edited, codec, pixels))
 
     def edit_batch(
         self,
@@ -149,42 +147,6 @@ def _reconstruct(
     return to_uint8(autoencoder.decode(autoencoder.encode(to_float(images))))
 
 
-def _pixels(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
-    if isinstance(image, (str, os.PathLike)):
-        return open_image(Path(image))
-    if isinstance(image, Image.Image):
-        return to_pixels(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
-        raise InputError(f"an image array is uint8 [H, W, 3], not {image.dtype} {image.shape}")
-    return image
-
-
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:
     mse = np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2)
     return float(10 * np.log10(255.0**2 / max(float(mse), 1e-6)))
-
-
-def _to_source_size(
-    edited: UInt8[np.ndarray, "S S 3"],
-    codec: UInt8[np.ndarray, "S S 3"],
-    source: UInt8[np.ndarray, "H W 3"],
-) -> UInt8[np.ndarray, "H W 3"]:
-    """The edit at the source's size.
-
-    A picture larger than the model's square keeps its own detail where nothing was edited: only
-    the difference that the edit makes to the codec's version of the source is enlarged and added.
-    """
-    height, width = source.shape[:2]
-    if (height, width) == edited.shape[:2]:
-        return edited
-    if height * width < edited.shape[0] * edited.shape[1]:
-        return from_square(edited, height, width)
-    change = edited.astype(np.float32) - codec.astype(np.float32)
-    planes = [
-        Image.fromarray(np.ascontiguousarray(change[..., c])).resize(
-            (width, height), Image.Resampling.BICUBIC
-        )
-        for c in range(3)
-    ]
-    added = np.stack([np.asarray(plane) for plane in planes], axis=-1)
-    return np.clip(np.round(source + added), 0, 255).astype(np.uint8)

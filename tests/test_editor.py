@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rb_jax import editor as editor_module
+from rb_jax.data.images import to_source_size
 from rb_jax.data.objects import extract_objects
 from rb_jax.data.schema import EditExample
 from rb_jax.editor import MAX_STEPS, Editor, UnfamiliarPicture
@@ -48,10 +48,10 @@ def test_a_large_picture_keeps_its_detail_where_nothing_is_edited():
     codec = noise(32, 32)
     edited = codec.copy()
     edited[:, 20:] = 255 - edited[:, 20:]
-    out = editor_module._to_source_size(edited, codec, source)
+    out = to_source_size(edited, codec, source)
     np.testing.assert_array_equal(out[:, :65], source[:, :65])
     assert np.any(out[:, 100:] != source[:, 100:])
-    np.testing.assert_array_equal(editor_module._to_source_size(codec, codec, source), source)
+    np.testing.assert_array_equal(to_source_size(codec, codec, source), source)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F", "path", "str"])

@@ -18,9 +18,9 @@ from rb_jax.types import Batch, Conditioning, Cues, Features, Text
 
 CHANGES = {
     "model.vision": dict(
-        image_size=24, patch_size=8, width=24, layers=3, heads=3, feature_layer=-2
+        image_size=24, patch_size=8, width=24, layers=3, heads=3, mlp_width=100, feature_layer=-2
     ),
-    "model.text": dict(vocab_size=1031, max_length=36, width=40, heads=4),
+    "model.text": dict(vocab_size=1031, max_length=36, width=40, heads=4, mlp_width=152),
     "model.regions": dict(width=20, stride=4, max_regions=5),
     "model.autoencoder": dict(
         channels=8, channel_mult=(1, 1, 2), latent_channels=3, norm_groups=4,

@@ -28,6 +28,8 @@ from PIL import (
 
 from rb_jax.errors import InputError
 
+Picture = Image.Image | np.ndarray | str | os.PathLike[str]
+
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 30_000
 MAX_FILE_BYTES = 512 * 2**20
@@ -112,6 +114,17 @@ def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     return np.array(_flatten(_to_srgb(_upright(image))), dtype=np.uint8)
 
 
+def as_pixels(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
+    """Any form of a picture as an array; InputError for an array that is no uint8 [H, W, 3]."""
+    if isinstance(image, (str, os.PathLike)):
+        return open_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_pixels(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+        raise InputError(f"an image array is uint8 [H, W, 3], not {image.dtype} {image.shape}")
+    return image
+
+
 def to_square(
     pixels: UInt8[np.ndarray, "H W 3"], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
@@ -130,6 +143,32 @@ def from_square(
         return edited.copy()
     resized = Image.fromarray(edited).resize((width, height), Image.Resampling.LANCZOS)
     return np.array(resized, dtype=np.uint8)
+
+
+def to_source_size(
+    edited: UInt8[np.ndarray, "S S 3"],
+    codec: UInt8[np.ndarray, "S S 3"],
+    source: UInt8[np.ndarray, "H W 3"],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The edit at the source's size.
+
+    A picture larger than the model's square keeps its own detail where nothing was edited: only
+    the difference that the edit makes to the codec's version of the source is enlarged and added.
+    """
+    height, width = source.shape[:2]
+    if (height, width) == edited.shape[:2]:
+        return edited
+    if height * width < edited.shape[0] * edited.shape[1]:
+        return from_square(edited, height, width)
+    change = edited.astype(np.float32) - codec.astype(np.float32)
+    planes = [
+        Image.fromarray(np.ascontiguousarray(change[..., c])).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+        for c in range(3)
+    ]
+    added = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    return np.clip(np.round(source + added), 0, 255).astype(np.uint8)
 
 
 def save_image(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "H W 3"]) -> None:

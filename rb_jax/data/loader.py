@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar, runtime_checkable
 
 import grain
@@ -19,16 +19,13 @@ import numpy as np
 from jaxtyping import Int
 
 from rb_jax.config import Config, DataConfig
-from rb_jax.data.objects import extract_objects
+from rb_jax.data.collate import ArrayCollator
 from rb_jax.data.reason50k import Reason50K
 from rb_jax.data.reasonworld import Example, ReasonWorld
-from rb_jax.data.regions import segment
 from rb_jax.data.schema import EditExample
-from rb_jax.data.text import Tokenizer, check_instruction
 from rb_jax.errors import InputError
 from rb_jax.types import Batch, Text
 
-OBJECT_TOKENS = 8  # K: tokens of one object's name, <bos> and <eos> included
 T = TypeVar("T")
 
 
@@ -80,75 +77,14 @@ def open_source(data: DataConfig, split: str) -> Source:
     return WorldSource(data, split)
 
 
-class Collator:
-    """Turns examples into a Batch of NumPy arrays: tokens, object names, regions."""
-
-    def __init__(self, config: Config):
-        model, data = config.model, config.data
-        self.text_tokenizer = Tokenizer.load(data.text_tokenizer)
-        self.prompt_tokenizer = Tokenizer.load(data.prompt_tokenizer)
-        self.text_length = model.text.max_length
-        self.prompt_length = model.mllm.max_length
-        self.max_objects = model.frce.max_objects
-        self.max_regions = model.regions.max_regions
-        self.grid = data.image_size // model.regions.stride
-        for key, size, tokenizer in [
-            ("model.text.vocab_size", model.text.vocab_size, self.text_tokenizer),
-            ("model.mllm.vocab_size", model.mllm.vocab_size, self.prompt_tokenizer),
-        ]:
-            if size < tokenizer.vocab_size:
-                raise InputError(
-                    f"config.{key}: {size} is less than the tokenizer's {tokenizer.vocab_size}"
-                )
+class Collator(ArrayCollator):
+    """Turns examples into a Batch of NumPy arrays."""
 
     def __call__(self, examples: Sequence[EditExample]) -> Batch:
-        """A Batch of len(examples) rows; ``target`` is None when no example has one.
-
-        Raises InputError, naming the example, if an instruction is empty or too long.
-        """
-        text, prompt = self._instructions(examples)
-        objects, object_mask = self._objects(examples)
-        regions = [segment(e.source, self.grid, self.max_regions) for e in examples]
-        targets = [e.target for e in examples if e.target is not None]
-        if targets and len(targets) != len(examples):
-            raise ValueError("either all examples of a batch have a target, or none has")
-        fields = {
-            "source": np.stack([e.source for e in examples]),
-            "target": np.stack(targets) if targets else None,
-            "regions": np.stack([masks for masks, _ in regions]),
-            "region_mask": np.stack([valid for _, valid in regions]),
-        }
-        return Batch(text=text, prompt=prompt, objects=objects, object_mask=object_mask, **fields)
-
-    def _instructions(self, examples: Sequence[EditExample]) -> tuple[Text, Text]:
-        """The instructions for the text tower [B T] and for the language model [B L]."""
-        sentences = [e.instruction for e in examples]
-        same = self.text_tokenizer.fingerprint == self.prompt_tokenizer.fingerprint
-        text = self.text_tokenizer.tokenize(sentences)
-        prompt = text if same else self.prompt_tokenizer.tokenize(sentences)
-        for example, short, long in zip(examples, text, prompt, strict=True):
-            try:
-                check_instruction(example.instruction, len(short), self.text_length)
-                check_instruction(example.instruction, len(long), self.prompt_length)
-            except InputError as error:
-                where = f"example {example.id}: " if example.id else ""
-                raise InputError(f"{where}{error}") from None
-        return (
-            self.text_tokenizer.pack(text, self.text_length),
-            self.prompt_tokenizer.pack(prompt, self.prompt_length),
-        )
-
-    def _objects(self, examples: Sequence[EditExample]) -> tuple[Text, np.ndarray]:
-        """[B, O, K] tokens of the objects' names; an absent object is <bos> <eos>, unmasked."""
-        names, mask = [], np.zeros((len(examples), self.max_objects), bool)
-        for row, example in enumerate(examples):
-            objects = example.objects or extract_objects(example.instruction, self.max_objects)
-            objects = objects[: self.max_objects]
-            mask[row, : len(objects)] = True
-            names += [*objects, *[""] * (self.max_objects - len(objects))]
-        flat = self.text_tokenizer.encode(names, OBJECT_TOKENS, truncate=True)
-        shape = (len(examples), self.max_objects, OBJECT_TOKENS)
-        return Text(ids=flat.ids.reshape(shape), mask=flat.mask.reshape(shape)), mask
+        """A Batch of len(examples) rows; raises as ``arrays`` does."""
+        fields = self.arrays(examples)
+        texts = {name: Text(*fields.pop(name)) for name in ("text", "prompt", "objects")}
+        return Batch(**texts, **fields)
 
 
 @dataclasses.dataclass(frozen=True)

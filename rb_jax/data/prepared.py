@@ -28,6 +28,7 @@ from jaxtyping import Float, Int, UInt8
 
 from rb_jax.config import Config
 from rb_jax.data import loader
+from rb_jax.data.collate import OBJECT_TOKENS
 from rb_jax.data.reason50k import read_manifest
 from rb_jax.errors import InputError
 from rb_jax.progress import progress_bar
@@ -144,7 +145,7 @@ def dataset_fingerprint(config: Config, split: str, encoder: str = "") -> str:
         "data": data,
         "split": split,
         "tokenizers": [collator.text_tokenizer.fingerprint, collator.prompt_tokenizer.fingerprint],
-        "lengths": [collator.text_length, collator.prompt_length, loader.OBJECT_TOKENS],
+        "lengths": [collator.text_length, collator.prompt_length, OBJECT_TOKENS],
         "sizes": [collator.max_objects, collator.max_regions, collator.grid],
         "encoder": encoder,
         "code": _code_hash(),

@@ -13,13 +13,13 @@ import os
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from rb_jax.errors import InputError
-from rb_jax.types import Text
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 SHIPPED_VOCAB_SIZE = 1024
@@ -31,6 +31,13 @@ _NAMES = {
     "eos": ("<eos>", "</s>", "<|endoftext|>"),
     "pad": ("<pad>", "<unk>", "</s>", "<|endoftext|>"),
 }
+
+
+class Rows(NamedTuple):
+    """Token ids and their mask, both [N, length]; a row's padding comes last."""
+
+    ids: np.ndarray
+    mask: np.ndarray
 
 
 class Tokenizer:
@@ -73,7 +80,7 @@ class Tokenizer:
             raise InputError("the text holds characters that are not valid Unicode") from error
         return [encoding.ids for encoding in encodings]
 
-    def encode(self, texts: Sequence[str], length: int, truncate: bool = False) -> Text:
+    def encode(self, texts: Sequence[str], length: int, truncate: bool = False) -> Rows:
         """Texts to [N, length] ids and mask.
 
         ``truncate=False`` is for instructions: an empty one, or one that does not fit, raises
@@ -85,7 +92,7 @@ class Tokenizer:
                 check_instruction(text, len(ids), length)
         return self.pack(tokens, length)
 
-    def pack(self, tokens: Sequence[Sequence[int]], length: int) -> Text:
+    def pack(self, tokens: Sequence[Sequence[int]], length: int) -> Rows:
         """Frames and pads bare ids to [N, length], cutting what does not fit."""
         if length < 2:
             raise ValueError(f"length must be at least 2 for <bos> and <eos>, got {length}")
@@ -95,7 +102,7 @@ class Tokenizer:
             framed = [self.bos, *content[: length - 2], self.eos]
             ids[row, : len(framed)] = framed
             mask[row, : len(framed)] = True
-        return Text(ids=ids, mask=mask)  # pyright: ignore[reportArgumentType]
+        return Rows(ids, mask)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out."""

@@ -9,12 +9,13 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from rb_jax.config import CLIPTextConfig, CLIPVisionConfig
 from rb_jax.layers.attention import attention, merge_heads, split_heads
-from rb_jax.layers.mlp import MLP, quick_gelu
+from rb_jax.layers.mlp import MLP, gelu, quick_gelu
 from rb_jax.layers.stack import scan_blocks, stack
 from rb_jax.types import Text
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 EMBEDDING_INIT = nnx.initializers.normal(0.02)
 
 
@@ -41,11 +42,12 @@ class CLIPAttention(nnx.Module):
 
 
 class CLIPEncoderLayer(nnx.Module):
-    def __init__(self, width: int, heads: int, mlp_ratio: float, rngs: nnx.Rngs):
-        self.layer_norm1 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.self_attn = CLIPAttention(width, heads, rngs)
-        self.layer_norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.mlp = MLP(width, int(width * mlp_ratio), rngs, quick_gelu)
+    def __init__(self, config: CLIPVisionConfig | CLIPTextConfig, rngs: nnx.Rngs):
+        width = config.width
+        self.layer_norm1 = nnx.LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
+        self.self_attn = CLIPAttention(width, config.heads, rngs)
+        self.layer_norm2 = nnx.LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
+        self.mlp = MLP(width, config.mlp_width, rngs, ACTIVATIONS[config.activation])
 
     def __call__(self, x: Float[Array, "B T C"], mask, causal: bool) -> Float[Array, "B T C"]:
         x = x + self.self_attn(self.layer_norm1(x), mask, causal)
@@ -64,12 +66,8 @@ class CLIPVision(nnx.Module):
             3, width, (patch, patch), strides=patch, padding="VALID", use_bias=False, rngs=rngs
         )
         self.position_embedding = nnx.Param(EMBEDDING_INIT(rngs.params(), (tokens, width)))
-        self.pre_layernorm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.layers = stack(
-            lambda r: CLIPEncoderLayer(width, config.heads, config.mlp_ratio, r),
-            config.layers,
-            rngs,
-        )
+        self.pre_layernorm = nnx.LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
+        self.layers = stack(lambda r: CLIPEncoderLayer(config, r), config.layers, rngs)
 
     def __call__(
         self, images: UInt8[Array, "B S S 3"], remat: bool = False
@@ -104,12 +102,8 @@ class CLIPText(nnx.Module):
         self.position_embedding = nnx.Param(
             EMBEDDING_INIT(rngs.params(), (config.max_length, width))
         )
-        self.layers = stack(
-            lambda r: CLIPEncoderLayer(width, config.heads, config.mlp_ratio, r),
-            config.layers,
-            rngs,
-        )
-        self.final_layer_norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.layers = stack(lambda r: CLIPEncoderLayer(config, r), config.layers, rngs)
+        self.final_layer_norm = nnx.LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
 
     def __call__(
         self, ids: Int[Array, "N T"], mask: Bool[Array, "N T"], remat: bool = False

@@ -39,9 +39,11 @@ class LlamaAttention(nnx.Module):
 
 class LlamaBlock(nnx.Module):
     def __init__(self, config: MLLMConfig, rngs: nnx.Rngs):
-        self.input_layernorm = nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs)
+        self.input_layernorm = nnx.RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
         self.self_attn = LlamaAttention(config, rngs)
-        self.post_attention_layernorm = nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs)
+        self.post_attention_layernorm = nnx.RMSNorm(
+            config.width, epsilon=config.norm_eps, rngs=rngs
+        )
         self.mlp = GatedMLP(config.width, config.mlp_width, rngs)
 
     def __call__(
@@ -62,7 +64,7 @@ class Llama(nnx.Module):
         init = nnx.initializers.normal(0.02)
         self.embed_tokens = nnx.Param(init(rngs.params(), (config.vocab_size, config.width)))
         self.layers = stack(lambda r: LlamaBlock(config, r), config.layers, rngs)
-        self.norm = nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs)
+        self.norm = nnx.RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
         self.lm_head = nnx.Linear(config.width, config.vocab_size, use_bias=False, rngs=rngs)
 
     def __call__(

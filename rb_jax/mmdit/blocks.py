@@ -68,12 +68,12 @@ class SelfAttention(nnx.Module):
 class Stream(nnx.Module):
     """One modality's half of a double block."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, mlp_width: int, rngs: nnx.Rngs):
         self.mod = Modulation(width, 2, rngs)
         self.norm1 = _norm(width, rngs)
         self.attn = SelfAttention(width, heads, rngs)
         self.norm2 = _norm(width, rngs)
-        self.mlp = MLP(width, int(width * mlp_ratio), rngs, gelu_tanh)
+        self.mlp = MLP(width, mlp_width, rngs, gelu_tanh)
 
     def finish(self, x, attended, mod1: Shift, mod2: Shift) -> Float[Array, "B T C"]:
         x = x + mod1.gate * self.attn.proj(attended)
@@ -83,9 +83,9 @@ class Stream(nnx.Module):
 class DoubleBlock(nnx.Module):
     """Image and conditioning streams with their own weights and one joint attention."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, rngs: nnx.Rngs):
-        self.img = Stream(width, heads, mlp_ratio, rngs)
-        self.txt = Stream(width, heads, mlp_ratio, rngs)
+    def __init__(self, width: int, heads: int, mlp_width: int, rngs: nnx.Rngs):
+        self.img = Stream(width, heads, mlp_width, rngs)
+        self.txt = Stream(width, heads, mlp_width, rngs)
 
     def __call__(self, img, txt, vec, angle):
         """img [B N C], txt [B M C], vec [B C], angle [M+N half] -> (img, txt)."""
@@ -107,14 +107,13 @@ class DoubleBlock(nnx.Module):
 class SingleBlock(nnx.Module):
     """Both streams as one sequence, attention and feed-forward in parallel (arXiv 2302.05442)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, mlp_width: int, rngs: nnx.Rngs):
         self.heads, self.width = heads, width
-        hidden = int(width * mlp_ratio)
         self.modulation = Modulation(width, 1, rngs)
         self.pre_norm = _norm(width, rngs)
-        self.linear1 = nnx.Linear(width, 3 * width + hidden, rngs=rngs)
+        self.linear1 = nnx.Linear(width, 3 * width + mlp_width, rngs=rngs)
         self.norm = QKNorm(width // heads, rngs)
-        self.linear2 = nnx.Linear(width + hidden, width, rngs=rngs)
+        self.linear2 = nnx.Linear(width + mlp_width, width, rngs=rngs)
 
     def __call__(self, x, vec, angle) -> Float[Array, "B T C"]:
         """x [B M+N C], vec [B C], angle [M+N half]."""

@@ -24,10 +24,8 @@ class MMDiT(nnx.Module):
     ):
         self.config = config
         width = config.width
-        token_width = latent_channels * config.patch_size**2
-        in_width = token_width * (2 if config.source == "channel" else 1)
-        args = (width, config.heads, config.mlp_ratio)
-        self.img_in = nnx.Linear(in_width, width, rngs=rngs)
+        args = (width, config.heads, config.mlp_width)
+        self.img_in = nnx.Linear(config.token_width(latent_channels), width, rngs=rngs)
         self.txt_in = nnx.Linear(config.context_width, width, rngs=rngs)
         self.time_in = MLPEmbedder(TIMESTEP_WIDTH, width, rngs)
         self.vector_in = MLPEmbedder(vector_width, width, rngs)
@@ -35,7 +33,7 @@ class MMDiT(nnx.Module):
             self.guidance_in = MLPEmbedder(TIMESTEP_WIDTH, width, rngs)
         self.double_blocks = stack(lambda r: DoubleBlock(*args, r), config.double_blocks, rngs)
         self.single_blocks = stack(lambda r: SingleBlock(*args, r), config.single_blocks, rngs)
-        self.final_layer = FinalLayer(width, token_width, rngs)
+        self.final_layer = FinalLayer(width, latent_channels * config.patch_size**2, rngs)
 
     def __call__(
         self,
@@ -84,6 +82,9 @@ class MMDiT(nnx.Module):
         ids = position_ids(height, width, patch)
         tokens, source_tokens = pack(z_t, patch), pack(source.astype(z_t.dtype), patch)
         if config.source == "channel":
-            return jnp.concatenate([tokens, source_tokens], axis=-1), ids
-        ids = jnp.concatenate([ids, position_ids(height, width, patch, image=1)])
-        return jnp.concatenate([tokens, source_tokens], axis=1), ids
+            tokens = jnp.concatenate([tokens, source_tokens], axis=-1)
+        else:
+            ids = jnp.concatenate([ids, position_ids(height, width, patch, image=1)])
+            tokens = jnp.concatenate([tokens, source_tokens], axis=1)
+        unused = self.img_in.in_features - tokens.shape[-1]
+        return jnp.pad(tokens, ((0, 0), (0, 0), (0, unused))), ids

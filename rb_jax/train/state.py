@@ -84,11 +84,19 @@ def init_state(
     weights = dict(weights or {})
     check_weights(weights, {path: shapes[path] for path in shapes if path in weights})
     create = functools.partial(_create, config, tx, trainable)
-    # Hundreds of small random kernels run once: on a CPU, optimising them takes a minute.
-    cpu = sharding is not None and {d.platform for d in sharding.device_set} == {"cpu"}
-    options = {"xla_backend_optimization_level": 0} if cpu else None
+    devices = jax.devices() if sharding is None else sharding.device_set
+    options = fast_compile({d.platform for d in devices})
     jitted = jax.jit(create, out_shardings=sharding, compiler_options=options)
     return jitted(jax.random.key(config.train.seed), weights)
+
+
+def fast_compile(platforms: set[str] | None = None) -> dict[str, Any] | None:
+    """Compiler options for hundreds of small random kernels that run once.
+
+    On a CPU, optimising them takes a minute. ``platforms`` None means JAX's default devices.
+    """
+    platforms = {d.platform for d in jax.devices()} if platforms is None else platforms
+    return {"xla_backend_optimization_level": 0} if platforms == {"cpu"} else None
 
 
 def abstract_state(

@@ -1,12 +1,14 @@
-"""Weights to ship and to edit with: a folder of ``model.safetensors`` and ``config.json``."""
+"""Weights to ship and to edit with: a folder of ``model.safetensors`` and ``config.json``.
+
+Large models are several files with an index, as Hugging Face's libraries lay them out.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
 import json
-import tempfile
-import zlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +16,15 @@ from typing import Any, Literal
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from rb_jax.config import Config, ConfigError, differing_keys, from_stored
 from rb_jax.errors import InputError
+from rb_jax.tensor_files import TensorFiles
+from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors
 from rb_jax.train import checkpoint
 from rb_jax.train.state import Params, check_weights, definition
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+STEM, CONFIG = "model", "config.json"
 # How a value of the configuration names the weights that come with the package.
 SHIPPED = {"init_from": "reasonworld", "autoencoder_from": "reasonworld_vae"}
 
@@ -40,19 +42,28 @@ def save_weights(
     The folder appears complete or not at all. Raises ValueError when a value that is finite now
     would not be finite in ``dtype``.
     """
-    folder = Path(folder).resolve()
     arrays = {path: _as(np.asarray(value), dtype, path) for path, value in params.items()}
-    checksums = json.dumps({path: zlib.crc32(value.tobytes()) for path, value in arrays.items()})
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        safetensors.numpy.save_file(arrays, new / WEIGHTS, {"crc32": checksums})
-        text = json.dumps(dataclasses.asdict(config), indent=2)
-        (new / CONFIG).write_text(text + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+    specs = [TensorSpec(path, x.dtype, x.shape) for path, x in arrays.items()]
+    with new_folder(Path(folder), replace=True) as new:
+        write_tensors(new, STEM, specs, lambda path: [arrays[path]], checksums=True)
+        write_config(new, config)
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """The configuration beside the weights, with the tokenizers that it names."""
+    for name in ("text", "prompt"):
+        tokenizer = getattr(config.data, f"{name}_tokenizer")
+        if tokenizer:
+            shutil.copyfile(tokenizer, folder / f"{name}_tokenizer.json")
+    data = dataclasses.replace(config.data, text_tokenizer="", prompt_tokenizer="")
+    config = dataclasses.replace(config, data=data)
+    text = json.dumps(dataclasses.asdict(config), indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether weights lie in the folder itself (a workdir has them in its checkpoints)."""
+    return any((folder / f"{STEM}.safetensors{end}").is_file() for end in ("", ".index.json"))
 
 
 def load_weights(folder: str | Path) -> tuple[Config, Params]:
@@ -63,13 +74,13 @@ def load_weights(folder: str | Path) -> tuple[Config, Params]:
     shapes are not exactly those of the configuration's model.
     """
     folder = Path(folder)
-    if (folder / WEIGHTS).is_file():
-        config = _read_config(folder / CONFIG)
-        params = _read_arrays(folder / WEIGHTS)
+    if has_weights(folder):
+        config, files = open_weights(folder)
+        params = {path: files.read(path, checksum=True) for path in files}
     elif checkpoint.find(folder):
         config, params = checkpoint.load_ema(folder)
     else:
-        raise InputError(f"{folder}: no {WEIGHTS} and no checkpoint in it")
+        raise InputError(f"{folder}: no {STEM}.safetensors and no checkpoint in it")
     check_weights(params, definition(config)[1], where=f"the weights in {folder}")
     return config, params
 
@@ -117,25 +128,30 @@ def differing_model_keys(a: Config, b: Config, parts: tuple[str, ...] = ("model"
     return [key for key in keys if key not in MEANINGLESS]
 
 
-def _read_config(path: Path) -> Config:
-    try:
-        return from_stored(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
-        raise InputError(f"{path}: {error}") from error
+def open_weights(folder: Path) -> tuple[Config, TensorFiles]:
+    """The configuration and the files of a weights folder, arrays unread; raises InputError."""
+    return stored_config(folder), TensorFiles.open(folder)
 
 
-def _read_arrays(path: Path) -> Params:
+def stored_config(folder: Path) -> Config:
+    """The configuration of a weights folder; its tokenizers are those in the folder, if any are.
+
+    Raises InputError when it cannot be read, and when the folder holds only a part of a model.
+    """
+    path = folder / CONFIG
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: damaged or not a safetensors file ({error})") from error
-    checksums = json.loads(metadata.get("crc32", "{}"))
-    damaged = [n for n, v in arrays.items() if checksums.get(n, 0) not in (0, zlib.crc32(v))]
-    if damaged:
-        raise InputError(f"{path}: damaged, the checksum of {', '.join(damaged[:8])} is wrong")
-    return arrays
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(stored, dict) and "family" in stored:
+            raise InputError(
+                f"{folder} is one part of a model ({stored['family']}); "
+                "put parts together with rb-jax assemble"
+            )
+        config = from_stored(stored)
+    except (OSError, ValueError, ConfigError) as error:
+        raise error if type(error) is InputError else InputError(f"{path}: {error}") from error
+    names = [f"{name}_tokenizer" for name in ("text", "prompt")]
+    found = {n: str(folder / f"{n}.json") for n in names if (folder / f"{n}.json").is_file()}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **found))
 
 
 def _as(value: np.ndarray, dtype: str, path: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 
 from rb_jax.config import Config, DataConfig, ModelConfig
 from rb_jax.data import loader
+from rb_jax.data.collate import OBJECT_TOKENS
 from rb_jax.data.text import Tokenizer, english, train_tokenizer
 from rb_jax.errors import InputError
 from tests.data.fakes import SIZE, FakeWorld, folder_config
@@ -104,7 +105,7 @@ def test_a_batch_is_what_the_model_expects():
         (batch.target, (rows, size, size, 3), np.uint8),
         (batch.text.ids, (rows, model.text.max_length), np.int32),
         (batch.prompt.mask, (rows, model.mllm.max_length), bool),
-        (batch.objects.ids, (rows, objects, loader.OBJECT_TOKENS), np.int32),
+        (batch.objects.ids, (rows, objects, OBJECT_TOKENS), np.int32),
         (batch.object_mask, (rows, objects), bool),
         (batch.regions, (rows, regions, grid, grid), bool),
         (batch.region_mask, (rows, regions), bool),
