@@ -1,6 +1,6 @@
 """The whole of ReasonBrain at a size that a laptop trains: the default, and the shipped model.
 
-Sizes are those of rb_jax/config.py; no two stages have the same width. The paper's ablation:
+Sizes are those of rb_jax/config/schema.py; no two stages have the same width. The paper's ablation:
 --config=configs/reasonworld.py:VARIANT, a name of VARIANTS.
 """
 

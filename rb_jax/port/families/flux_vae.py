@@ -80,7 +80,7 @@ def diffusers(part: Part, names: Names) -> Table:
 def bfl(part: Part, names: Names) -> Table:
     rules = []
     for side, theirs in (("encoder", "down"), ("decoder", "up")):
-        level_name = f"{theirs}_blocks"
+        level_name, sampler = f"{theirs}_blocks", f"{theirs}sampler"
         half = [*conv("conv_in", "conv_in"), *norm("norm_out", "conv_norm_out")]
         half += conv("conv_out", "conv_out")
         half += _mid("mid.block_{}.", "mid.attn_1.", "norm", True)
@@ -93,9 +93,8 @@ def bfl(part: Part, names: Names) -> Table:
                 at = f"{theirs}.{number}.block.{j}."
                 half += resnet(at, f"{level_name}/{i}/resnets/{j}/", shortcut)
             if i < last:
-                half += conv(
-                    f"{theirs}.{number}.{sampler[:-2]}e.conv", f"{level_name}/{i}/{sampler}"
-                )
+                resample = f"{theirs}.{number}.{theirs}sample.conv"
+                half += conv(resample, f"{level_name}/{i}/{sampler}")
         rules += prefixed(f"{side}.", f"autoencoder/{side}/", half)
     return Table(tuple(prefixed(names["prefix"], "", rules)))
 

@@ -1,0 +1,92 @@
+"""Which values of a configuration cannot go together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from rb_jax.config.schema import Config, ConfigError
+
+MAY_BE_ZERO = ("layers", "blocks", "lora_rank", "in_width")
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for the first pair of values that cannot go together."""
+    model, data, flow, train = config.model, config.data, config.flow, config.train
+    for key, size in _sizes(model, "model"):
+        if size < 0 or (size == 0 and not key.endswith(MAY_BE_ZERO)):
+            raise ConfigError(f"config.{key}: must be positive, got {size}")
+    vision, vae, frce, mmdit = model.vision, model.autoencoder, model.frce, model.mmdit
+    downsampling = 2 ** (len(vae.channel_mult) - 1)
+    pixels_a_token = downsampling * mmdit.patch_size
+    tokens = dataclasses.replace(mmdit, in_width=0).token_width(vae.latent_channels)
+    rules = [
+        (vision.image_size % vision.patch_size == 0, "model.vision.patch_size",
+         f"{vision.patch_size} does not divide model.vision.image_size={vision.image_size}"),
+        (data.image_size % pixels_a_token == 0, "data.image_size",
+         f"{data.image_size} is not a multiple of {pixels_a_token} (autoencoder x patch size)"),
+        (data.image_size % model.regions.stride == 0, "model.regions.stride",
+         f"{model.regions.stride} does not divide data.image_size={data.image_size}"),
+        (all(vae.channels * m % vae.norm_groups == 0 for m in vae.channel_mult),
+         "model.autoencoder.norm_groups", f"{vae.norm_groups} does not divide every level's width"),
+        (not frce.enabled or frce.patch_branch or frce.region_branch, "model.frce.patch_branch",
+         "FRCE needs at least one of patch_branch and region_branch"),
+        (frce.enabled or not model.cme.enabled, "model.cme.enabled",
+         "CME reads FRCE's cues: set model.frce.enabled or clear model.cme.enabled"),
+        (mmdit.width % mmdit.heads == 0 and sum(mmdit.axes_dim) == mmdit.width // mmdit.heads,
+         "model.mmdit.axes_dim", f"{mmdit.axes_dim} must add up to the head width "
+         f"{mmdit.width}/{mmdit.heads}"),
+        (mmdit.in_width == 0 or mmdit.in_width >= tokens, "model.mmdit.in_width",
+         f"must be 0 or at least the {tokens} values of z_t and the source"),
+        (all(d % 2 == 0 for d in mmdit.axes_dim), "model.mmdit.axes_dim", "each must be even"),
+        (model.mllm.heads % model.mllm.kv_heads == 0, "model.mllm.kv_heads",
+         f"{model.mllm.kv_heads} does not divide heads={model.mllm.heads}"),
+        (model.mllm.width // model.mllm.heads % 2 == 0, "model.mllm.heads",
+         "the head width must be even for RoPE"),
+        (-vision.layers - 1 <= vision.feature_layer <= vision.layers, "model.vision.feature_layer",
+         f"{vision.feature_layer} is not one of the {vision.layers + 1} hidden states"),
+        (model.text.max_length >= 8, "model.text.max_length",
+         "must hold the 8 tokens of an object's name"),
+        (flow.base_tokens < flow.max_tokens, "flow.max_tokens",
+         f"must be more than flow.base_tokens={flow.base_tokens}"),
+        (0 <= flow.drop_condition < 1, "flow.drop_condition", "must be in [0, 1)"),
+        (0 <= flow.drop_source < 1, "flow.drop_source", "must be in [0, 1)"),
+        (flow.logit_std > 0, "flow.logit_std", "must be positive"),
+        (flow.guidance_range[0] <= flow.guidance_range[1], "flow.guidance_range", "low > high"),
+        (data.name != "folder" or data.path != "", "data.path", "a folder data set needs a path"),
+        (0 <= train.ema_decay < 1, "train.ema_decay", "must be in [0, 1)"),
+        (config.optimizer.warmup_steps < train.steps or train.steps == 0,
+         "optimizer.warmup_steps", f"must be below train.steps={train.steps}"),
+    ]  # fmt: skip
+    for name, width, heads in [
+        ("vision", vision.width, vision.heads),
+        ("text", model.text.width, model.text.heads),
+        ("frce", frce.width, frce.heads),
+        ("mllm", model.mllm.width, model.mllm.heads),
+        ("qformer", model.qformer.width, model.qformer.heads),
+        ("cme", model.cme.width, model.cme.heads),
+    ]:
+        why = f"{heads} does not divide width={width}"
+        rules.append((width % heads == 0, f"model.{name}.heads", why))
+    for key, value in [("train.batch_size", train.batch_size), ("data.count", data.count),
+                       ("flow.steps", flow.steps), ("train.log_every", train.log_every),
+                       ("model.mllm.image_tokens", model.mllm.image_tokens),
+                       ("train.eval_every", train.eval_every),
+                       ("train.checkpoint_every", train.checkpoint_every)]:  # fmt: skip
+        rules.append((value >= 1, key, f"must be at least 1, got {value}"))
+    for holds, key, why in rules:
+        if not holds:
+            raise ConfigError(f"config.{key}: {why}")
+
+
+def _sizes(group: Any, prefix: str) -> Iterator[tuple[str, float]]:
+    """Dotted key and value of every number in a group that counts or measures something."""
+    for f in dataclasses.fields(group):
+        key, value = f"{prefix}.{f.name}", getattr(group, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _sizes(value, key)
+        elif f.name not in ("feature_layer", "shift_factor"):
+            values = value if isinstance(value, tuple) else (value,)
+            numbers = (v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool))
+            yield from ((key, v) for v in numbers)
