@@ -158,7 +158,7 @@ def import_(argv: Sequence[str]) -> int:
     family, layout, part = import_checkpoint(
         values.source, values.out, family=values.family, dtype=values.dtype,
         allow_pickle=values.allow_pickle, allow_rounding=values.allow_rounding,
-        settings=values["set"].value, progress=True,
+        settings=values["set"].value or [], progress=True,
     )  # fmt: skip
     print(f"{values.out}: {family.name} in the {layout.name} layout")
     for group, inner in part.values.items():

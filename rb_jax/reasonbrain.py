@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, UInt8
 from rb_jax.cme import CME
 from rb_jax.config import Config, ModelConfig
 from rb_jax.encoders.clip import CLIPText, CLIPVision
-from rb_jax.encoders.regions import RegionEncoder
+from rb_jax.encoders.regions import RegionEncoder, masked_pool
+from rb_jax.encoders.sam import SAM
 from rb_jax.encoders.vae import Autoencoder, to_float
 from rb_jax.flow import matching, sampler
 from rb_jax.frce import FRCE, no_cues
@@ -58,7 +59,10 @@ class ReasonBrain(nnx.Module):
         # Encoders
         self.vision = CLIPVision(model.vision, rngs)
         self.text = CLIPText(model.text, rngs)
-        self.regions = RegionEncoder(model.regions, rngs)
+        if model.regions.encoder == "sam":
+            self.sam = SAM(model.sam, rngs)
+        else:
+            self.regions = RegionEncoder(model.regions, rngs)
         self.autoencoder = Autoencoder(model.autoencoder, rngs)
         # Reasoning
         if model.frce.enabled:
@@ -83,7 +87,7 @@ class ReasonBrain(nnx.Module):
         return Features(
             image=image,
             patches=patches,
-            regions=self.regions(batch.source, batch.regions),
+            regions=self._regions(batch, remat),
             region_mask=batch.region_mask,
             text=text,
             text_mask=batch.text.mask,
@@ -93,6 +97,12 @@ class ReasonBrain(nnx.Module):
             prompt=batch.prompt,
             source_latent=source_latent.astype(jnp.float32),
         )
+
+    def _regions(self, batch: Batch, remat: bool) -> Float[Array, "B R C"]:
+        """Features of each region: a map of the picture, averaged over the region's mask."""
+        if self.config.model.regions.encoder == "sam":
+            return masked_pool(self.sam.encode(batch.source, remat), batch.regions)
+        return self.regions(batch.source, batch.regions)
 
     def encode_latents(self, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B H W C"]:
         """Latents of pictures, shifted and scaled to about unit variance; no gradient."""

@@ -65,7 +65,8 @@ class TensorFiles(Mapping[str, TensorInfo]):
         try:
             return _open(path, allow_pickle)
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+            name, reason = error.filename or path, error.strerror or error
+            raise InputError(f"{name}: cannot be read ({reason})") from error
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._infos[name]
@@ -115,7 +116,7 @@ def _open(path: Path, allow_pickle: bool) -> TensorFiles:
     if pickled and not allow_pickle:
         raise InputError(
             f"{path}: a pickle, which can run code when it is read; use safetensors files, or "
-            f"convert it: rb-jax import --source={shlex.quote(str(path))} --allow-pickle ... "
+            f"convert it: rb-jax import --source={shlex.quote(str(path))} --allow_pickle ... "
             "(reads it with torch.load(weights_only=True))"
         )
     weight_map = _read_index(path) if path.name.endswith(INDEX) else None

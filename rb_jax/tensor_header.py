@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str], dict[str, int]]:
-    """Tensors, metadata and checksums of one safetensors file, all of it checked."""
+    """Tensors in the order of their bytes, metadata, and checksums of one safetensors file.
+
+    Raises InputError listing what is wrong with it, OSError when it cannot be read.
+    """
     with open(path, "rb") as file:
         available = os.fstat(file.fileno()).st_size - 8
         length = int.from_bytes(file.read(8), "little")
@@ -95,21 +99,13 @@ def parse_json(raw: bytes, path: Path) -> tuple[dict[str, Any], list[str]]:
     Raises InputError for anything else, and for more commas and brackets than any checkpoint has:
     a list of empty lists takes thirty times its length in memory.
     """
-    twice = []
-
-    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            counts = Counter(key for key, _ in pairs)
-            twice.extend(f"{show(key)}: is there twice" for key, n in counts.items() if n > 1)
-        return result
-
+    twice: list[str] = []
     if len(raw) > MAX_HEADER_BYTES or sum(map(raw.count, (b",", b"[", b"{"))) > MAX_MARKS:
         raise InputError(f"{path}: the list of tensors is too long")
     try:
         value = json.loads(
             raw.decode("utf-8"),
-            object_pairs_hook=table,
+            object_pairs_hook=partial(_table, twice),
             parse_int=lambda text: int(text) if text.isdecimal() and len(text) < 20 else None,
             parse_float=lambda text: None,
             parse_constant=lambda text: None,
@@ -119,6 +115,14 @@ def parse_json(raw: bytes, path: Path) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: damaged, its list of tensors is not a JSON object")
     return value, twice
+
+
+def _table(twice: list[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice += [f"{show(key)}: is there twice" for key, n in counts.items() if n > 1]
+    return result
 
 
 def name_problem(name: str) -> str | None:
@@ -185,6 +189,7 @@ def _parse_checksums(text: str | None, names: Iterable[str]) -> dict[str, int] |
 
 
 def _is_naturals(value: Any) -> bool:
+    """Whether it is a list of integers, none of which is negative after ``parse_json``."""
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
@@ -194,17 +199,18 @@ def _is_text(value: Any) -> bool:
 
 
 def refuse(path: Path, problems: list[str]) -> None:
-    """InputError with the problems of a file, if there are any."""
+    """Raises InputError with the problems of a file, if there are any."""
     if problems:
         raise InputError(f"{path}: {listed(problems, '; ')}")
 
 
 def listed(items: list[str], separator: str = ", ") -> str:
+    """The first few of them and how many more there are."""
     more = len(items) - MAX_LISTED
     return separator.join(items[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def show(value: Any) -> str:
-    """A value from the file, fit for one line of a message."""
-    text = repr(value)
+    """A value from the file, fit for one line of a message; a list may be endless or too deep."""
+    text = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:60]}...{text[-30:]}"

@@ -20,6 +20,7 @@ from rb_jax.config.schema import ConfigError as ConfigError
 from rb_jax.config.schema import DataConfig as DataConfig
 from rb_jax.config.schema import FlowConfig as FlowConfig
 from rb_jax.config.schema import FRCEConfig as FRCEConfig
+from rb_jax.config.schema import MeshConfig as MeshConfig
 from rb_jax.config.schema import MLLMConfig as MLLMConfig
 from rb_jax.config.schema import MMDiTConfig as MMDiTConfig
 from rb_jax.config.schema import ModelConfig as ModelConfig

@@ -171,6 +171,7 @@ class ModelConfig:
     vision: CLIPVisionConfig = field(default_factory=CLIPVisionConfig)
     text: CLIPTextConfig = field(default_factory=CLIPTextConfig)
     regions: RegionConfig = field(default_factory=RegionConfig)
+    sam: SAMConfig = field(default_factory=SAMConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     frce: FRCEConfig = field(default_factory=FRCEConfig)
     mllm: MLLMConfig = field(default_factory=MLLMConfig)
@@ -179,6 +180,12 @@ class ModelConfig:
     mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+
+    def region_grid(self, image_size: int) -> int:
+        """Cells a side of the region masks' grid."""
+        if self.regions.encoder == "sam":
+            return self.sam.image_size // self.sam.patch_size
+        return image_size // self.regions.stride
 
 
 @dataclass(frozen=True)
@@ -259,12 +266,24 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; -1 fills. ``slices`` are joined by a slower network."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+    slices: int = 1
+
+
+@dataclass(frozen=True)
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self):
         from rb_jax.config.checks import check

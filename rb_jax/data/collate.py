@@ -31,7 +31,7 @@ class ArrayCollator:
         self.prompt_length = model.mllm.max_length
         self.max_objects = model.frce.max_objects
         self.max_regions = model.regions.max_regions
-        self.grid = data.image_size // model.regions.stride
+        self.grid = model.region_grid(data.image_size)
         for key, size, tokenizer in [
             ("model.text.vocab_size", model.text.vocab_size, self.text_tokenizer),
             ("model.mllm.vocab_size", model.mllm.vocab_size, self.prompt_tokenizer),
@@ -48,7 +48,7 @@ class ArrayCollator:
         """
         text, prompt = self._instructions(examples)
         objects, object_mask = self._objects(examples)
-        regions = [segment(e.source, self.grid, self.max_regions) for e in examples]
+        regions = [e.regions or segment(e.source, self.grid, self.max_regions) for e in examples]
         targets = [e.target for e in examples if e.target is not None]
         if targets and len(targets) != len(examples):
             raise ValueError("either all examples of a batch have a target, or none has")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 CATEGORIES = ("physical", "temporal", "causal", "story")
 
@@ -15,7 +15,8 @@ class EditExample:
     """A picture, a hypothetical instruction and, when it is known, the picture that answers it.
 
     Pictures are sRGB squares of the data set's size. ``objects`` are the things that the
-    instruction names, in its order; empty when nobody extracted them.
+    instruction names, in its order; empty when nobody extracted them. ``regions`` are masks on the
+    model's grid and which of them hold a region; None leaves them to rb_jax.data.regions.
     """
 
     id: str
@@ -25,3 +26,4 @@ class EditExample:
     source: UInt8[np.ndarray, "S S 3"]
     target: UInt8[np.ndarray, "S S 3"] | None = None
     target_caption: str | None = None
+    regions: tuple[Bool[np.ndarray, "R G G"], Bool[np.ndarray, " R"]] | None = None

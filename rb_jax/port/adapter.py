@@ -45,7 +45,7 @@ def write(mllm: MLLMConfig, params: Tensors, folder: Path) -> None:
         raise InputError("config.model.mllm.lora_rank is 0: there is no adapter to export")
     folder.mkdir(parents=True, exist_ok=True)
     ported = porter(mllm)
-    ported.check_export(params, "adapter")
+    ported.check_export(params, "adapter", whole=True)
     specs = [
         TensorSpec(name, params[slot.rule.target[0]].dtype, ported.source_shape(name))
         for name, slot in ported.sources.items()

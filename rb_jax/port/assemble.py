@@ -142,15 +142,15 @@ def _origins(components: Sequence[Component], shapes: Mapping[str, Any]) -> dict
     return origin
 
 
-def _copied(component: Component, path: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    have = component.files[path].shape
+def _copied(component: Component, path: str, shape: Sequence[int]) -> Iterator[np.ndarray]:
+    have: Sequence[int] = component.files[path].shape
     if len(have) > 2:  # stacked layers: one at a time
         for layer in range(have[0]):
             yield component.files.read_rows(path, layer, layer + 1)
         return
     x = component.files.read(path)
     yield x
-    if tuple(have) != shape:  # new input rows that say nothing yet
+    if tuple(have) != tuple(shape):  # new input rows that say nothing yet
         yield np.zeros((shape[0] - have[0], *shape[1:]), x.dtype)
 
 

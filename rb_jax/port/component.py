@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rb_jax.config import ModelConfig, from_values
+from rb_jax.config import ModelConfig, checks, from_values
 from rb_jax.errors import InputError
 from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Family, Layout, Names, Part, read_json
@@ -22,6 +22,10 @@ from rb_jax.tensor_files import TensorFiles
 
 CONFIG, STEM = "config.json", "model"
 TOKENIZER = "tokenizer.json"
+# No size of any model comes near; what is computed with smaller ones stays harmless.
+LARGEST = 2**24
+MAY_BE_ZERO = (*checks.MAY_BE_ZERO, "image_tokens")
+ANY_SIGN = ("feature_layer", "shift_factor")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def describe(
 
 
 def checked_values(values: Any, where: str) -> dict[str, dict[str, Any]]:
-    """Values of config.model, partly given; InputError for unknown keys and wrong types."""
+    """Values of config.model, partly given; InputError for unknown keys and impossible values."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: no values of the model")
     defaults, checked = dataclasses.asdict(ModelConfig()), {}
@@ -84,4 +88,16 @@ def checked_values(values: Any, where: str) -> dict[str, dict[str, Any]]:
             raise InputError(f"{where}: config.model.{group}: no such group")
         whole = from_values(ModelConfig, defaults | {group: defaults[group] | given}, "model.")
         checked[group] = {key: getattr(getattr(whole, group), key) for key in given}
+        for key, value in checked[group].items():
+            if not _possible(key, value):
+                raise InputError(f"{where}: config.model.{group}.{key} cannot be {value!r}")
     return checked
+
+
+def _possible(key: str, value: Any) -> bool:
+    """Whether every number in a value is one that a model can have."""
+    values = value if isinstance(value, tuple) else (value,)
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if key in ANY_SIGN:
+        return all(-LARGEST < v < LARGEST for v in numbers)
+    return all(0 < v < LARGEST or (v == 0 and key.endswith(MAY_BE_ZERO)) for v in numbers)

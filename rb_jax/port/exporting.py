@@ -66,6 +66,7 @@ class Export:
     part: Part
     params: Tensors
     config: Mapping[str, Any] | None  # config.json; None is what the layout writes
+    whole: bool = True  # params are those of a whole model, of which this takes a part
 
 
 def export_checkpoint(
@@ -129,6 +130,8 @@ def whole_exports(config: Config, params: Tensors, format: str) -> list[Export]:
     painter = lambda a, b: [export("flux", format, a)] * edit + [export("flux_vae", format, b)]  # noqa: E731
     own = [n for n in ("frce", "cme") if not getattr(model, n).enabled]
     own += ["cme_proj"] * (not model.cme.enabled)
+    # The authors' file has their modules only; these groups would bring in the others.
+    authors = [*own, "autoencoder"] + ["mmdit"] * (not model.cme.enabled)
     text = export("clip", "hf", "text_encoder", ["vision"])
     llava = export("llava", "hf", "mllm", lora_rank=0)
     sam = [export("sam", "hf", "sam")] if model.regions.encoder == "sam" else []
@@ -139,7 +142,7 @@ def whole_exports(config: Config, params: Tensors, format: str) -> list[Export]:
         "diffusers": lambda: painter("transformer", "vae"),
         "bfl": lambda: painter("", ""),
         "hf": lambda: [text, llava, *sam],
-        "official": lambda: [export("reasonbrain", "official", "", [*own, "autoencoder"])],
+        "official": lambda: [export("reasonbrain", "official", "", authors)],
         "peft": list,
     }[format]()
 
@@ -153,17 +156,17 @@ def _component_export(component: Component, format: str) -> Export:
             f"{component.folder} is a {family} part: --format is one of {known} for it"
         )
     layout = component.family.layout(layout_name)
-    same = layout is component.layout
-    if same:
+    if layout is component.layout:
         names, config = component.names, component.source_config or None
+        layout = dataclasses.replace(layout, fill=None)  # the files had all that they need
     else:
         absent = [
             k for k, p in layout.prefixes.items() if not p.needed and k not in component.names
         ]
         names, config = layout.first_names(tuple(absent)), None
     export = Export(
-        "", component.family, layout, names, component.part, component.files, config
-    )  # fmt: skip
+        "", component.family, layout, names, component.part, component.files, config, whole=False
+    )
     raise_problems(_problems(export), f"{component.folder} as {format}")
     return export
 
@@ -174,7 +177,8 @@ def _problems(export: Export) -> list[str]:
 
 def _write(export: Export, root: Path, progress: bool) -> None:
     table = porter(export.family, export.layout, export.part, export.names)
-    table.check_export(export.params, export.folder or export.family.name)
+    where = export.folder or export.family.name
+    table.check_export(export.params, where, whole=export.whole)
     added = export.layout.fill(export.part, export.names) if export.layout.fill else {}
     carried = [p.removeprefix(EXTRAS) for p in export.params if p.startswith(EXTRAS)]
     carried = [name for name in carried if table.carries(name)]
@@ -205,8 +209,8 @@ def _write(export: Export, root: Path, progress: bool) -> None:
 
 def _specs(table: Porter, params: Tensors) -> list[TensorSpec]:
     return [
-        TensorSpec(name, params[slot.rule.target[0]].dtype, table.source_shape(name))
-        for name, slot in table.sources.items()
+        TensorSpec(name, table.torch_dtype(params, name), table.source_shape(name))
+        for name in table.sources
     ]
 
 

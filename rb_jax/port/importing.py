@@ -20,6 +20,10 @@ from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors
 
 DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in
           ("float32", "float16", "bfloat16")}  # fmt: skip
+# The folders of a diffusers pipeline that hold something we know.
+PIPELINE = {"transformer": "flux", "vae": "flux_vae", "text_encoder": "clip"}
+# What arithmetic with a configuration's values raises when they are of any other kind.
+BROKEN = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, MemoryError)
 
 
 def import_checkpoint(
@@ -40,11 +44,10 @@ def import_checkpoint(
     ``allow_rounding``. ``settings`` ("frce.heads=8") are values of config.model that the files do
     not tell. Raises InputError listing everything that does not fit; ``out`` then is untouched.
     """
+    refuse_pipeline(Path(source))
     opened = open_source(source, allow_pickle)
     found, layout, names = detect(opened, family)
-    values = merge_settings(layout.read(opened, names), settings)
-    part = Part(checked_values(values, str(source)))
-    table = porter(found, layout, part, names)
+    part, table = fit(opened, found, layout, names, settings)
     table.check_import(opened.files, str(source))
     target = None if dtype is None else DTYPES[dtype]
     specs = _specs(table, opened, target)
@@ -65,6 +68,43 @@ def import_checkpoint(
         if tokenizer.is_file():
             shutil.copyfile(tokenizer, folder / TOKENIZER)
     return found, layout, part
+
+
+def refuse_pipeline(path: Path) -> None:
+    """InputError for a diffusers pipeline, naming its folders that can be imported."""
+    if not (path / "model_index.json").is_file():
+        return
+    found = [f"{path / name} ({family})" for name, family in PIPELINE.items()
+             if (path / name).is_dir()]  # fmt: skip
+    what = f"give one of its parts as --source: {', '.join(found)}" if found else "no part is known"
+    raise InputError(f"{path}: a whole diffusers pipeline; {what}")
+
+
+def fit(
+    source: Source, family: Family, layout: Layout, names: Names, settings: Sequence[str]
+) -> tuple[Part, Porter]:
+    """The sizes that the files and ``settings`` tell, and the table for them.
+
+    Raises InputError when they are not those of any model: nothing in a file is to be trusted.
+    """
+    where = str(source.path)
+    try:
+        values = merge_settings(layout.read(source, names), settings)
+        part = Part(checked_values(values, where))
+        _check_depth(part, len(source.files), where)
+        return part, porter(family, layout, part, names)
+    except InputError:
+        raise
+    except BROKEN as error:
+        what = f"not the sizes of a {family.name} ({type(error).__name__}: {error})"
+        raise InputError(f"{where}: its configuration and shapes are {what}") from error
+
+
+def _check_depth(part: Part, tensors: int, where: str) -> None:
+    for group, inner in part.values.items():
+        for key, value in inner.items():
+            if key.endswith(("layers", "blocks")) and isinstance(value, int) and value > tensors:
+                raise InputError(f"{where}: {group}.{key}={value} is more than its tensors")
 
 
 def detect(source: Source, family: str | None = None) -> tuple[Family, Layout, Names]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,10 +28,18 @@ EXTRAS = "extras/"  # our paths of tensors that are only carried along
 
 
 class Transform(NamedTuple):
-    """One tensor's change of axes; ``to_torch(to_ours(x))`` is x, bit for bit."""
+    """One tensor's change of axes; ``to_torch(to_ours(x))`` is x, bit for bit.
+
+    ``axes`` gives an array of to_torch's shape without touching a value (None: to_torch does).
+    """
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
+    axes: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def torch_shape(self, shape: Shape) -> Shape:
+        """The shape in torch of a tensor of ours; costs nothing, however large it claims to be."""
+        return (self.axes or self.to_torch)(np.broadcast_to(np.int8(0), shape)).shape
 
 
 def _axes(*axes: int) -> Transform:
@@ -53,13 +61,15 @@ def _swap(x: np.ndarray) -> np.ndarray:
 SAME = Transform(lambda x: x, lambda x: x)
 LINEAR = _axes(1, 0)  # torch [out, in], ours [in, out]
 CONV = _axes(2, 3, 1, 0)  # torch [out, in, height, width], ours [height, width, in, out]
+# torch [in, out, height, width] of a transposed convolution, ours [in, height, width, out].
+TRANSPOSED_CONV = _axes(0, 2, 3, 1)
 # A convolution of one pixel that is a linear layer here.
 POINTWISE = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 ONE_AXIS_MORE = _leading(1)  # torch keeps a leading axis of 1
 TWO_AXES_MORE = _leading(2)
 # diffusers keeps adaLN's (scale, shift) where the others have (shift, scale).
-SWAPPED = Transform(_swap, _swap)
-SWAPPED_LINEAR = Transform(lambda x: _swap(x).T, lambda x: _swap(x.T))
+SWAPPED = Transform(_swap, _swap, SAME.to_torch)
+SWAPPED_LINEAR = Transform(lambda x: _swap(x).T, lambda x: _swap(x.T), LINEAR.to_torch)
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ def stacked(
     ]
 
 
+@runtime_checkable
 class Tensor(Protocol):
     """What is known of a tensor without reading it."""
 
@@ -139,6 +150,7 @@ class Tensor(Protocol):
     def dtype(self) -> np.dtype: ...
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """Named tensors that are read one at a time (rb_jax.tensor_files.TensorFiles)."""
 
@@ -197,7 +209,7 @@ class Porter:
         shapes = []
         for path in r.target:
             shape = self.shapes[path] if r.layers is None else self.shapes[path][1:]
-            shapes.append(r.transform.to_torch(np.broadcast_to(np.int8(0), shape)).shape)
+            shapes.append(r.transform.torch_shape(shape))
         if len(shapes) == 1:
             return shapes[0]
         return (sum(s[0] for s in shapes), *shapes[0][1:])
@@ -227,12 +239,7 @@ class Porter:
                 have, want = tuple(source[name].shape), self.source_shape(name)
                 problems.append(f"{name} has shape {have}, expected {want}")
         for r in self.table.rules:
-            dtypes = {source[n].dtype for n in self._names(r) if n in names}
-            if len(dtypes) > 1:
-                listed = ", ".join(sorted(map(str, dtypes)))
-                problems.append(
-                    f"{r.source[0]} and what is joined with it differ in dtype: {listed}"
-                )
+            problems += _mixed(source, [name for name in self._names(r) if name in names])
         raise_problems(problems, where)
 
     def to_ours(self, source: Tensors, path: str) -> Iterator[np.ndarray]:
@@ -252,15 +259,28 @@ class Porter:
 
     # From ours to another code base -------------------------------------------------------------
 
-    def check_export(self, params: Tensors, where: str) -> None:
-        """Raises InputError listing every missing and every wrongly shaped parameter."""
-        names = set(params)
+    def check_export(self, params: Tensors, where: str, *, whole: bool = False) -> None:
+        """Raises InputError listing every missing, wrongly shaped or unfitting parameter.
+
+        Of a ``whole`` model the table takes a part, and new words may be float32 beside an old
+        vocabulary that is not; otherwise what is left over or differs in dtype is an error.
+        """
+        names = {path for path in params if not path.startswith(EXTRAS)}
         problems = [f"missing {path}" for path in grouped(set(self.targets) - names)]
+        if not whole:
+            problems += [f"unknown {path}" for path in grouped(names - set(self.targets))]
         for path in self.targets:
             if path in names and tuple(params[path].shape) != tuple(self.shapes[path]):
                 have, want = tuple(params[path].shape), tuple(self.shapes[path])
                 problems.append(f"{path} has shape {have}, expected {want}")
+        for r in () if whole else self.table.rules:
+            problems += _mixed(params, [path for path in r.target if path in names])
         raise_problems(problems, where)
+
+    def torch_dtype(self, params: Tensors, name: str) -> np.dtype:
+        """That of a tensor of the other code base; float32 holds all of different floats."""
+        dtypes = {params[path].dtype for path in self.sources[name].rule.target}
+        return np.dtype(np.float32) if len(dtypes) > 1 else dtypes.pop()
 
     def to_torch(self, params: Tensors, name: str) -> Iterator[np.ndarray]:
         """One tensor of the other code base, contiguous."""
@@ -276,14 +296,16 @@ class Porter:
 
     def _joined(self, params: Tensors, r: Rule, layer: int | None) -> np.ndarray:
         """One layer of a rule as torch has it; the last one is kept, for its next source."""
-        if self._last and self._last[0] == (id(params), id(r), layer):
-            return self._last[1]
+        if self._last and self._last[0] is params and self._last[1] == (id(r), layer):
+            return self._last[2]
         tensors = []
         for path in r.target:
             x = params.read(path) if layer is None else params.read_rows(path, layer, layer + 1)[0]
             tensors.append(r.transform.to_torch(x))
+        if len({x.dtype for x in tensors}) > 1:
+            tensors = [x.astype(np.float32) for x in tensors]
         joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
-        self._last[:] = [(id(params), id(r), layer), joined] if len(r.source) > 1 else []
+        self._last[:] = [params, (id(r), layer), joined] if len(r.source) > 1 else []
         return joined
 
     def _rows(self, r: Rule) -> list[tuple[int, int]]:
@@ -302,6 +324,14 @@ def raise_problems(problems: Sequence[str], where: str) -> None:
     """One InputError with all problems, if there are any."""
     if problems:
         raise InputError(f"{where}: {'; '.join(problems)}")
+
+
+def _mixed(tensors: Tensors, names: Sequence[str]) -> list[str]:
+    """What to say when tensors that are one on the other side differ in dtype."""
+    dtypes = sorted({str(tensors[name].dtype) for name in names})
+    if len(dtypes) < 2:
+        return []
+    return [f"{', '.join(grouped(names))} must have one dtype, not {', '.join(dtypes)}"]
 
 
 def grouped(names: Iterable[str]) -> list[str]:

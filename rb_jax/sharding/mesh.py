@@ -1,22 +1,82 @@
-"""The device mesh, and how a batch is laid out on it."""
+"""The device mesh ``data x fsdp x tensor x context``, and how a batch is laid out on it.
+
+``data`` and ``fsdp`` both divide the examples; ``fsdp`` also divides the parameters, ``tensor`` the
+heads and hidden widths, ``context`` the tokens of the flow model. With several slices ``data`` runs
+over the network between them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from rb_jax.config import MeshConfig
 from rb_jax.errors import InputError
 
+AXES = ("data", "fsdp", "tensor", "context")
+BATCH_AXES = ("data", "fsdp")
 Tree = TypeVar("Tree")
+AnyMesh = Mesh | AbstractMesh
 
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """All devices (or those given) along one axis, ``data``."""
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of these devices (default: all there are); neighbours on the torus stay neighbours.
+
+    Raises InputError when the axes do not multiply to the number of devices.
+    """
+    config = config or MeshConfig()
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_shape(config, len(devices))
+    if config.slices > 1:
+        inside = (shape[0] // config.slices, *shape[1:])
+        between = (config.slices, 1, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
+    elif devices[0].platform == "cpu":
+        grid = np.asarray(devices).reshape(shape)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices)
+    return Mesh(grid, AXES)
+
+
+def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int, int, int]:
+    """Sizes of the axes for ``count`` devices, the -1 filled; InputError with valid ones near."""
+    sizes = [getattr(config, axis) for axis in AXES]
+    for axis, size in zip(AXES, sizes, strict=True):
+        if size < 1 and size != -1:
+            raise InputError(f"config.mesh.{axis}={size}: must be positive, or -1 to fill")
+    if sizes.count(-1) > 1:
+        raise InputError("config.mesh: only one axis can be -1")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        if count % known:
+            raise InputError(
+                f"config.mesh: {_shown(sizes)} does not divide {count} devices; the given axes may "
+                f"multiply to {' or '.join(map(str, near_divisors(known, count)))}"
+            )
+        sizes[sizes.index(-1)] = count // known
+    elif known != count:
+        raise InputError(
+            f"config.mesh: {_shown(sizes)} are {known} devices and there are {count}; "
+            "set one axis to -1 to fill"
+        )
+    if sizes[0] % config.slices:
+        raise InputError(
+            f"config.mesh.data={sizes[0]}: not a multiple of the {config.slices} slices"
+        )
+    return (sizes[0], sizes[1], sizes[2], sizes[3])
+
+
+def near_divisors(value: int, count: int) -> list[int]:
+    """The divisors of ``count`` next below and above ``value``."""
+    divisors = [d for d in range(1, count + 1) if count % d == 0]
+    below = [d for d in divisors if d <= value][-1:]
+    return below + [d for d in divisors if d > value][:1]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -25,8 +85,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over ``data``."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The leading axis split over all that divide the examples."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_divisor(mesh: AnyMesh) -> int:
+    """Into how many parts the examples of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
@@ -39,20 +104,27 @@ def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": 1} if cpu else None
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+def check_batch_size(mesh: AnyMesh, batch_size: int) -> None:
     """Raises InputError when the devices cannot share the batch equally."""
-    if batch_size % mesh.shape["data"]:
+    parts = batch_divisor(mesh)
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        near = [str(n) for n in (below, below + parts) if n]
         raise InputError(
-            f"train.batch_size={batch_size} is not a multiple of the {mesh.shape['data']} devices"
+            f"config.train.batch_size={batch_size} is not a multiple of data x fsdp = {parts}; "
+            f"use {' or '.join(near)}"
         )
 
 
 def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
     """Host arrays -> global arrays; every process gives its own rows of the batch.
 
-    The leading axis is split over ``data`` where that divides it, else every device gets it all.
+    The leading axis is split over data and fsdp where they divide it, else every device gets all.
     """
     rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
-    even = rows % mesh.shape["data"] == 0
-    sharding = batch_sharding(mesh) if even else replicated(mesh)
+    sharding = batch_sharding(mesh) if rows % batch_divisor(mesh) == 0 else replicated(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def _shown(sizes: Sequence[int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))

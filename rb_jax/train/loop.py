@@ -29,6 +29,7 @@ from rb_jax.sharding.mesh import (
     replicated,
     shard_batch,
 )
+from rb_jax.sharding.rules import state_shardings
 from rb_jax.train import checkpoint, feed
 from rb_jax.train.evaluation import Evaluator
 from rb_jax.train.flops import count_flops
@@ -50,7 +51,8 @@ from rb_jax.train.weights import initial_weights, save_weights
 # lie about how it was made.
 CHANGEABLE = ("train.log_every", "train.eval_every", "train.eval_examples",
               "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
-              "data.prepared_dir")  # fmt: skip
+              "data.prepared_dir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context",
+              "mesh.slices")  # fmt: skip
 
 
 # The actions that come round every train.<name>_every steps.
@@ -79,7 +81,7 @@ def train(config: Config, workdir: str | Path) -> int:
     of another configuration, ConfigError when the configuration cannot be trained.
     """
     workdir = Path(workdir).resolve()
-    mesh = make_mesh()
+    mesh = make_mesh(config.mesh)
     check_batch_size(mesh, config.train.batch_size)
     with checkpoint.open_checkpoints(workdir, config.train.keep_checkpoints) as manager:
         check_workdir(config, manager)
@@ -129,10 +131,10 @@ def start(
     config: Config, manager: ocp.CheckpointManager, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The newest checkpoint's state and record, or a fresh state and None."""
-    tx, layout = make_optimizer(config), replicated(mesh)
-    restored = checkpoint.restore(manager, config, abstract_state(config, tx, layout))
+    tx = make_optimizer(config)
+    restored = checkpoint.restore(manager, config, abstract_state(config, tx, mesh))
     if restored is None:
-        return init_state(config, tx, initial_weights(config), layout), None
+        return init_state(config, tx, initial_weights(config), mesh), None
     _say(f"continuing from {manager.directory} at step {int(restored[0].step)}")
     return restored
 
@@ -188,10 +190,11 @@ class Stepper:
 
 def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any) -> Stepper:
     """Compiles the step for this batch's shapes and says how long that took."""
-    config, layout = run.config, replicated(run.mesh)
+    config = run.config
+    layouts = (state_shardings(run.mesh, state), replicated(run.mesh))
     step = functools.partial(train_step, graphdef, config, make_optimizer(config))
     begin = time.perf_counter()
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, layout))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
     compiled = jitted.lower(state, batch).compile(compiler_options(run.mesh))
     seconds = time.perf_counter() - begin
     flops = model_flops(config, graphdef, state, batch)

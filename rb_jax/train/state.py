@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +21,8 @@ from jaxtyping import Array, Int
 
 from rb_jax.config import Config, ConfigError
 from rb_jax.errors import InputError
+from rb_jax.paths import join, matches, split
+from rb_jax.sharding.rules import state_shardings
 from rb_jax.types import record
 
 Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
@@ -52,29 +53,29 @@ def build(config: Config, rngs: nnx.Rngs) -> Any:
 def definition(config: Config) -> tuple[nnx.GraphDef, Params, set[str]]:
     """The model without arrays: graph, shape of every variable, which are parameters."""
     graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
-    flat = {_join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
+    flat = {join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
     shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in flat.items()}
     return graphdef, shapes, {path for path, v in flat.items() if isinstance(v, nnx.Param)}
 
 
 def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
     """The module of ``graphdef`` holding the arrays of ``params``; inverse of ``flatten``."""
-    leaves = [(_split(path), value) for path, value in params.items()]
+    leaves = [(split(path), value) for path, value in params.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 
 def flatten(model: nnx.Module) -> Params:
     """Every variable of a module by its "/"-joined path."""
-    return {_join(p): v.get_value() for p, v in nnx.to_flat_state(nnx.state(model))}
+    return {join(p): v.get_value() for p, v in nnx.to_flat_state(nnx.state(model))}
 
 
 def init_state(
     config: Config,
     tx: optax.GradientTransformation,
     weights: Mapping[str, Any] | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-    """A state at step 0, created on the devices of ``sharding``.
+    """A state at step 0, created where it lies on ``mesh`` (default: one device).
 
     ``weights`` replaces the random values of the paths it names. Raises ConfigError when a pattern
     of config.train.trainable or .frozen matches nothing, or when nothing is left to train.
@@ -84,9 +85,10 @@ def init_state(
     weights = dict(weights or {})
     check_weights(weights, {path: shapes[path] for path in shapes if path in weights})
     create = functools.partial(_create, config, tx, trainable)
-    devices = jax.devices() if sharding is None else sharding.device_set
+    layout = None if mesh is None else state_shardings(mesh, _abstract(config, tx, trainable))
+    devices = jax.devices() if mesh is None else mesh.devices.flat
     options = fast_compile({d.platform for d in devices})
-    jitted = jax.jit(create, out_shardings=sharding, compiler_options=options)
+    jitted = jax.jit(create, out_shardings=layout, compiler_options=options)
     return jitted(jax.random.key(config.train.seed), weights)
 
 
@@ -100,14 +102,19 @@ def fast_compile(platforms: set[str] | None = None) -> dict[str, Any] | None:
 
 
 def abstract_state(
-    config: Config, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
+    config: Config, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
     """The shapes, dtypes and layout of ``init_state``'s result, without its arrays."""
-    trainable = trainable_paths(config, definition(config)[2])
-    state = jax.eval_shape(
-        functools.partial(_create, config, tx, trainable), jax.random.key(config.train.seed), {}
-    )
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+    state = _abstract(config, tx, trainable_paths(config, definition(config)[2]))
+    return jax.tree.map(
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+        state, state_shardings(mesh, state),
+    )  # fmt: skip
+
+
+def _abstract(config: Config, tx, trainable: set[str]) -> TrainState:
+    create = functools.partial(_create, config, tx, trainable)
+    return jax.eval_shape(create, jax.random.key(config.train.seed), {})
 
 
 def _create(config, tx, trainable: set[str], key, weights: Params) -> TrainState:
@@ -138,13 +145,6 @@ def trainable_paths(config: Config, paths: Iterable[str]) -> set[str]:
     if not trainable:
         raise ConfigError("config.train.trainable: every parameter is frozen, nothing to train")
     return trainable
-
-
-def matches(pattern: str, path: str) -> bool:
-    """Whether a glob over "/"-joined names matches the whole path."""
-    tokens = {"**/": "(?:[^/]+/)*", "/**": "(?:/[^/]+)*", "**": ".*", "*": "[^/]*"}
-    parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*)", pattern)
-    return re.fullmatch("".join(tokens.get(p, re.escape(p)) for p in parts), path) is not None
 
 
 def check_weights(found: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> None:
@@ -190,14 +190,6 @@ def ema_params(state: TrainState) -> Params:
 
 def replace(state: TrainState, **changes: Any) -> TrainState:
     return dataclasses.replace(state, **changes)
-
-
-def _join(path: tuple) -> str:
-    return "/".join(map(str, path))
-
-
-def _split(path: str) -> tuple:
-    return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
 
 
 def _cast(value: Array, dtype: np.dtype) -> Array:

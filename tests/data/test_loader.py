@@ -12,6 +12,7 @@ from rb_jax.data import loader
 from rb_jax.data.collate import OBJECT_TOKENS
 from rb_jax.data.text import Tokenizer, english, train_tokenizer
 from rb_jax.errors import InputError
+from rb_jax.types import Text
 from tests.data.fakes import SIZE, FakeWorld, folder_config
 
 
@@ -164,8 +165,8 @@ def test_two_tokenizers_and_two_lengths(tmp_path):
     )
     example = resized(FakeWorld()[0])
     batch = loader.Collator(config)([example])
-    assert same(batch.text, Tokenizer.load().encode([example.instruction], 32))
-    assert same(batch.prompt, other.encode([example.instruction], 60))
+    assert same(batch.text, Text(*Tokenizer.load().encode([example.instruction], 32)))
+    assert same(batch.prompt, Text(*other.encode([example.instruction], 60)))
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers():

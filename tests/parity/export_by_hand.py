@@ -154,10 +154,13 @@ def flux(params: Mapping[str, Any], config: Config) -> FluxTransformer2DModel:
 def autoencoder(params: Mapping[str, Any], config: Config) -> AutoencoderKL:
     vae = config.model.autoencoder
     levels = len(vae.channel_mult)
+    blocks: dict[str, Any] = {
+        "block_out_channels": tuple(vae.channels * m for m in vae.channel_mult),
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }
     made = AutoencoderKL(
-        block_out_channels=tuple(vae.channels * m for m in vae.channel_mult),
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
+        **blocks,
         layers_per_block=vae.num_res_blocks,
         latent_channels=vae.latent_channels,
         norm_num_groups=vae.norm_groups,
@@ -199,7 +202,8 @@ def text_encoder(params: Mapping[str, Any], config: Config) -> CLIPTextModel:
 
 def llava(params: Mapping[str, Any], config: Config) -> LlavaForConditionalGeneration:
     vision, mllm = config.model.vision, config.model.mllm
-    sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+    sizes = clip_sizes(vision)
+    sizes |= {"image_size": vision.image_size, "patch_size": vision.patch_size}
     decoder = LlamaConfig(
         vocab_size=mllm.vocab_size + mllm.image_tokens,
         hidden_size=mllm.width,
@@ -212,7 +216,7 @@ def llava(params: Mapping[str, Any], config: Config) -> LlavaForConditionalGener
     )
     made = LlavaForConditionalGeneration(
         LlavaConfig(
-            vision_config=CLIPVisionConfig(**clip_sizes(vision), **sizes),
+            vision_config=CLIPVisionConfig(**sizes),
             text_config=decoder,
             projector_hidden_act="gelu" if mllm.projector == "mlp" else "linear",
             vision_feature_layer=vision.feature_layer,
@@ -251,7 +255,7 @@ def save_adapter(params: Mapping[str, Any], config: Config, base: Any, folder: P
             state[f"{key}.default.weight"] = value.T
     _, unexpected = made.load_state_dict(state, strict=False)
     assert state and not unexpected
-    made.save_pretrained(folder)
+    made.save_pretrained(str(folder))
 
 
 def own_modules(params: Mapping[str, Any]) -> State:

@@ -213,20 +213,19 @@ def _proposals(
 ) -> Iterator[tuple[Bool[np.ndarray, "N H W"], Float[np.ndarray, " N"]]]:
     """Masks and predicted IoU that pass the thresholds, for each batch of points."""
     height, width = picture.shape[:2]
-    config = sam.config
-    fitted, size = fitted_size(height, width, config.image_size), config.image_size
-    low = 4 * (size // config.patch_size)
-    rows, columns = upscale_matrices(height, width, size, low)
+    size, grid = sam.config.image_size, sam.config.image_size // sam.config.patch_size
+    rows, columns = upscale_matrices(height, width, size, 4 * grid)
     features = _encode(sam, preprocess_picture(picture, size))
-    points = point_grid(side) * fitted[::-1]
+    cut = settings.mask_threshold, settings.stability_score_offset
+    points = point_grid(side) * fitted_size(height, width, size)[::-1]
     count = min(settings.points_per_batch, settings.points_per_side**2)
     for start in range(0, len(points), count):
         real = points[start : start + count]
         batch = np.zeros((count, 2), np.float32)  # one shape, one program
         batch[: len(real)] = real
-        threshold, offset = settings.mask_threshold, settings.stability_score_offset
-        out = _decode(sam, features, batch, rows, columns, threshold, offset)
-        masks, iou, stability = (np.asarray(x)[: len(real)] for x in out)
+        logits, iou = _decode(sam, features, batch)
+        masks, stability = _finish(logits, rows, columns, *cut)
+        masks, iou, stability = (np.asarray(x)[: len(real)] for x in (masks, iou, stability))
         kept = np.ones(iou.shape, bool)
         if settings.pred_iou_thresh > 0:
             kept &= iou > settings.pred_iou_thresh
@@ -242,21 +241,33 @@ def _encode(sam: SAM, pixels: Array) -> jax.Array:
 
 @jax.jit
 def _decode(
-    sam: SAM, features: Array, points: Array, rows: Array, columns: Array, threshold, offset
-) -> tuple[Bool[Array, "N M H W"], Float[Array, "N M"], Float[Array, "N M"]]:
-    """Masks at the picture's size, predicted IoU and stability of each point's masks."""
+    sam: SAM, features: Float[Array, "1 G G C"], points: Float[Array, "N 2"]
+) -> tuple[Float[Array, "N M Z Z"], Float[Array, "N M"]]:
+    """Mask logits and predicted IoU of single points of one picture."""
     labels = jnp.full((1, len(points), 1), FOREGROUND)
     logits, iou = sam.decode(features, Prompts(points=points[None, :, None], labels=labels))
+    return logits[0], iou[0]
 
-    def finish(logits):
-        full = jnp.einsum(
-            "hi,mij,wj->mhw", rows, logits, columns, precision=jax.lax.Precision.HIGHEST
-        )
+
+@jax.jit
+def _finish(
+    logits: Float[Array, "N M Z Z"],
+    rows: Array,
+    columns: Array,
+    threshold: float | Array,
+    offset: float | Array,
+) -> tuple[Bool[Array, "N M H W"], Float[Array, "N M"]]:
+    """Masks at the picture's size and their stability.
+
+    A program of its own: only this one is compiled anew for pictures of another size.
+    """
+
+    def finish(low: Array) -> tuple[Array, Array]:
+        full = jnp.einsum("hi,mij,wj->mhw", rows, low, columns, precision=jax.lax.Precision.HIGHEST)
         return full > threshold, stability_score(full, threshold, offset)
 
     # One point after the other: logits at full size are the largest arrays of all.
-    masks, stability = jax.lax.map(finish, logits[0])
-    return masks, iou[0], stability
+    return jax.lax.map(finish, logits)
 
 
 def _cell_matrix(pixels: int, cells: int) -> Float[np.ndarray, "{cells} {pixels}"]:

@@ -37,7 +37,6 @@ class SAM(nnx.Module):
         With ``multimask`` a prompt gets ``config.multimask_outputs`` masks, else M is 1.
         """
         sparse, dense = self.prompt_encoder(prompts, self.shared_image_embedding)
-        # Masks alone: as many prompts as masks.
         places = self.shared_image_embedding.grid(features.shape[1])
         return self.mask_decoder(features, places, sparse, dense, multimask)
 
@@ -70,4 +69,4 @@ def _check(config: SAMConfig) -> None:
     ]  # fmt: skip
     for holds, name, why in rules:
         if not holds:
-            raise ConfigError(f"SAMConfig.{name}: {why}, got {getattr(config, name)}")
+            raise ConfigError(f"config.model.sam.{name}: {why}, got {getattr(config, name)}")

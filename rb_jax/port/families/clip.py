@@ -140,9 +140,12 @@ def write_tower(config: CLIPVisionConfig | CLIPTextConfig) -> dict[str, Any]:
 
 
 def write(part: Part) -> dict[str, Any]:
-    """config.json of a single tower."""
-    towers = [part.values.get("vision"), part.values.get("text")]
-    return write_tower(part.model.vision if towers[0] is not None else part.model.text)
+    """config.json of a single tower, or of both as a CLIPModel."""
+    towers = {k: write_tower(getattr(part.model, k)) for k in ("vision", "text") if k in part.values}
+    if len(towers) == 1:
+        return next(iter(towers.values()))
+    both = {f"{name}_config": tower for name, tower in towers.items()}
+    return {"architectures": ["CLIPModel"], "model_type": "clip", **both}
 
 
 def modules(part: Part) -> Modules:

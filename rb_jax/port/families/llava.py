@@ -189,6 +189,29 @@ def write_hf(part: Part) -> dict[str, Any]:
     }
 
 
+def write_original(part: Part) -> dict[str, Any]:
+    """config.json of haotian-liu/LLaVA's LlavaLlamaForCausalLM."""
+    vision, mllm = part.model.vision, part.model.mllm
+    projector = {"mm_projector_type": "mlp2x_gelu" if mllm.projector == "mlp" else "linear"}
+    decoder = write_hf(part)["text_config"]
+    return {
+        **decoder,
+        **projector,
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava",
+        "use_mm_proj": True,
+        "mm_hidden_size": vision.width,
+        "mm_vision_select_layer": vision.feature_layer,
+        "mm_vision_select_feature": "patch",
+    }
+
+
+def hf_problems(part: Part) -> list[str]:
+    """What transformers' LLaVA has that a part may lack."""
+    whole = "layers" in part.values.get("vision", {})
+    return [] if whole else ["the vision tower is not in this part; its CLIP is a part of its own"]
+
+
 def fill_hf(part: Part, names: Names) -> dict[str, np.ndarray]:
     """The identity after a projector of one layer, and the vision tower's unused norm."""
     width, filled = part.model.mllm.width, fill_vision(names["vision"], part.model.vision.width)
@@ -236,7 +259,7 @@ FAMILY = Family(
                 ),
                 "vision": Prefix("embeddings.class_embedding", VISION),
             },
-            read_hf, hf, write_hf, fill=fill_hf,
+            read_hf, hf, write_hf, problems=hf_problems, fill=fill_hf,
         ),
         Layout(
             "original",
@@ -250,7 +273,7 @@ FAMILY = Family(
                     False,
                 ),
             },
-            read_original, original,
+            read_original, original, write_original,
         ),
     ),
     modules,

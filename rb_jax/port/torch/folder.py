@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Collection
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def read_config(folder: Path) -> Config:
     return dataclasses.replace(config, data=data)
 
 
-def _need(folder: Path, parts: Collection[str]) -> None:
+def _need(folder: Path, parts: Iterable[str]) -> None:
     missing = [part for part in parts if not (folder / part).exists()]
     if missing:
         raise InputError(f"{folder}: no {', '.join(missing)}; not a complete export of rb_jax")
@@ -76,22 +77,22 @@ def load_stock(model: Any, folder: Path, **options: Any) -> Any:
             folder, output_loading_info=True, local_files_only=True, use_safetensors=True, **options
         )
     except Exception as error:  # what a stock library raises for a broken folder has no end
-        raise InputError(f"{folder}: {_first_line(error)}") from error
-    problems = [
-        f"{kind.removesuffix('_keys')} {key if isinstance(key, str) else key[0]}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        for key in info[kind]
-    ]
-    _raise(folder, [p for p in problems if not UNUSED.fullmatch(p)])
+        raise InputError(f"{folder}: {_one_line(error)}") from error
+    problems = [f"missing {key}" for key in info["missing_keys"] if not UNUSED.fullmatch(key)]
+    problems += [f"unexpected {key}" for key in info["unexpected_keys"]]
+    problems += [_misshapen(*mismatch) for mismatch in info["mismatched_keys"]]
+    _raise(folder, sorted(problems))
     return loaded
 
 
 def load_adapter(llava: Any, folder: Path) -> PeftModel:
     """The language model with its LoRA; InputError unless every tensor is there and fits."""
     try:
-        loaded = PeftModel.from_pretrained(llava, folder, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():  # of tensors that are missing, which are errors below
+            warnings.simplefilter("ignore")
+            loaded = PeftModel.from_pretrained(llava, folder, autocast_adapter_dtype=False)
     except Exception as error:
-        raise InputError(f"{folder}: {_first_line(error)}") from error
+        raise InputError(f"{folder}: {_one_line(error)}") from error
     stored = load_file(folder / "adapter_model.safetensors").keys()
     wanted = get_peft_model_state_dict(loaded).keys()
     problems = [f"missing {name}" for name in wanted - stored]
@@ -109,12 +110,16 @@ def load_own(module: nn.Module, path: Path) -> None:
     problems = [f"missing {name}" for name in wanted if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in wanted]
     problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+        _misshapen(name, tensors[name].shape, value.shape)
         for name, value in wanted.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
     _raise(path, problems)
     module.load_state_dict(tensors, assign=True)
+
+
+def _misshapen(name: str, shape: Iterable[int], expected: Iterable[int]) -> str:
+    return f"{name} has shape {tuple(shape)}, expected {tuple(expected)}"
 
 
 def _raise(path: Path, problems: list[str]) -> None:
@@ -123,5 +128,6 @@ def _raise(path: Path, problems: list[str]) -> None:
         raise InputError(f"{path}: {'; '.join(problems[:8])}{more}")
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."

@@ -46,6 +46,8 @@ class OwnModules(nn.Module):
     def __init__(self, model: ModelConfig):
         super().__init__()
         frce, width, out = model.frce, model.cme.width, model.mmdit.context_width
+        if model.regions.encoder != "stem":
+            raise InputError("config.model.regions.encoder: in PyTorch only 'stem' is available")
         self.regions = encoders.RegionStem(model.regions)
         if frce.enabled:
             self.frce = FRCE(model)
@@ -111,7 +113,9 @@ class ReasonBrainTorch(nn.Module):
         config = folder.read_config(path)
         own = OwnModules(config.model)
         folder.load_own(own, path / "reasonbrain" / "model.safetensors")
-        llava = folder.load_stock(LlavaForConditionalGeneration, path / "mllm", dtype=dtype)
+        # With this setting transformers lists the misshapen tensors, and load_stock raises.
+        options: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True}
+        llava = folder.load_stock(LlavaForConditionalGeneration, path / "mllm", **options)
         if config.model.mllm.lora_rank:
             llava = folder.load_adapter(llava, path / folder.ADAPTER)
         model = cls(
@@ -119,10 +123,12 @@ class ReasonBrainTorch(nn.Module):
             own,
             folder.load_stock(FluxTransformer2DModel, path / "transformer", torch_dtype=dtype),
             folder.load_stock(AutoencoderKL, path / "vae", torch_dtype=dtype),
-            folder.load_stock(CLIPTextModel, path / "text_encoder", dtype=dtype),
+            folder.load_stock(CLIPTextModel, path / "text_encoder", **options),
             llava,
         )
-        return model.to(device=device, dtype=dtype).eval()
+        # Not model.to(dtype): transformers keeps LLaMA's frequencies in float32.
+        model.own.to(dtype)
+        return model.to(device).eval()
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +164,7 @@ class ReasonBrainTorch(nn.Module):
         )
 
     def region_features(self, batch: Batch) -> torch.Tensor:
-        """[B R C_r]. The one place that region features come from: here the stem's, not SAM's."""
+        """[B R C_r], the one place that region features come from: the stem, SAM is not here."""
         return self.own.regions(batch.source, batch.regions)
 
     def frce(self, features: Features) -> Cues:
@@ -270,9 +276,11 @@ class ReasonBrainTorch(nn.Module):
         _check_settings(steps, seed, guidance, scale)
         features = self.encode(batch)
         shape = features.source_latent.shape
-        start = sampling.draw_noise(shape, seed) if noise is None else torch.as_tensor(noise)
-        if start.shape != shape:
+        start = sampling.draw_noise(shape, seed) if noise is None else noise
+        if tuple(start.shape) != tuple(shape):
             raise InputError(f"noise must be {tuple(shape)}, not {tuple(start.shape)}")
+        if not isinstance(start, torch.Tensor):
+            start = torch.from_numpy(np.array(start, np.float32))
         start = start.to(self.device, torch.float32)
         conditioning, _ = self.condition(features)
         guidances = start.new_full(shape[:1], guidance)

@@ -1,0 +1,103 @@
+"""The one table of how parameters lie on the mesh.
+
+A rule gives the axes of a parameter logical names, from the last axis backwards, so that the
+leading axis of stacked layers needs none; ``LOGICAL`` says which mesh axis a name is split over.
+A matrix that no rule matches, or whose named axis its mesh axis does not divide, is split over
+``fsdp`` on its largest axis that it divides; vectors are on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rb_jax.paths import matches
+from rb_jax.sharding.mesh import AnyMesh
+
+Tree = TypeVar("Tree")
+LOGICAL = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+# Pattern over paths -> logical names of the last axes. The first match counts.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    # Attention: into heads, and out of them.
+    ("**/attn/qkv/kernel", ("embed", "heads")),
+    ("**/attn/proj/kernel", ("heads", "embed")),
+    ("**/q_proj/kernel", ("embed", "heads")),
+    ("**/k_proj/kernel", ("embed", "heads")),
+    ("**/v_proj/kernel", ("embed", "heads")),
+    ("**/o_proj/kernel", ("heads", "embed")),
+    ("**/out_proj/kernel", ("heads", "embed")),
+    ("**/in_proj/kernel", ("embed", "heads")),
+    # LoRA: the rank is too small to split.
+    ("**/o_proj/lora_a", ("heads", None)),
+    ("**/lora_a", ("embed", None)),
+    ("**/o_proj/lora_b", (None, "embed")),
+    ("**/lora_b", (None, "heads")),
+    # Feed-forward: into the hidden width, and out of it.
+    ("**/mlp/fc1/kernel", ("embed", "mlp")),
+    ("**/mlp/fc2/kernel", ("mlp", "embed")),
+    ("**/gate_proj/kernel", ("embed", "mlp")),
+    ("**/up_proj/kernel", ("embed", "mlp")),
+    ("**/down_proj/kernel", ("mlp", "embed")),
+    # FLUX's parallel blocks: [q, k, v, mlp] side by side.
+    ("mmdit/single_blocks/linear1/kernel", ("embed", "mlp")),
+    ("mmdit/single_blocks/linear2/kernel", ("mlp", "embed")),
+    ("mmdit/**/lin/kernel", ("embed", "mlp")),
+    # Vocabularies.
+    ("mllm/language_model/embed_tokens", ("vocab", "embed")),
+    ("mllm/language_model/lm_head/kernel", ("embed", "vocab")),
+)
+
+
+def partition(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+    """How one parameter is split; every axis of ``shape`` stays whole or is divided evenly."""
+    axes: list[str | None] = [None] * len(shape)
+    names = next((names for pattern, names in RULES if matches(pattern, path)), ())
+    for i, name in enumerate(names, start=len(shape) - len(names)):
+        axis = LOGICAL.get(name or "")
+        if i >= 0 and axis and mesh.shape[axis] > 1 and shape[i] % mesh.shape[axis] == 0:
+            axes[i] = axis
+    if "fsdp" not in axes and mesh.shape["fsdp"] > 1 and not is_vector(path, shape):
+        free = [i for i in range(first_axis(path, shape), len(shape)) if axes[i] is None]
+        even = [i for i in free if shape[i] % mesh.shape["fsdp"] == 0]
+        if even:
+            axes[max(even, key=lambda i: shape[i])] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+# Modules whose parameters have a leading axis of layers (rb_jax.layers.stack).
+STACKED = ("**/layers/**", "**/blocks/**", "**/*_blocks/**", "**/*_layers/**", "**/*_mlps/**")
+
+
+def first_axis(path: str, shape: tuple[int, ...]) -> int:
+    """The first axis that is not the stack's."""
+    return int(len(shape) > 1 and any(matches(pattern, path) for pattern in STACKED))
+
+
+def is_vector(path: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) - first_axis(path, shape) < 2
+
+
+def param_shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """Path -> layout of every parameter."""
+    return {
+        path: NamedSharding(mesh, partition(path, tuple(x.shape), mesh))
+        for path, x in shapes.items()
+    }
+
+
+def state_shardings(mesh: Mesh, state: Tree) -> Tree:
+    """The layout of a training state (abstract or not): everything lies as its parameter does."""
+
+    def layout(path: tuple, leaf: Any) -> NamedSharding:
+        # The optimizer's moments and the average sit in dicts with the parameters' paths as keys.
+        keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+        name = next((str(k) for k in reversed(keys) if isinstance(k, str) and "/" in k), "")
+        return NamedSharding(mesh, partition(name, tuple(leaf.shape), mesh))
+
+    return jax.tree_util.tree_map_with_path(layout, state)

@@ -1,0 +1,103 @@
+"""Tiny stock models, with unequal odd sizes and random values everywhere."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from diffusers import (
+    AutoencoderKL,  # pyright: ignore[reportPrivateImportUsage]
+    FluxTransformer2DModel,  # pyright: ignore[reportPrivateImportUsage]
+)
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from rb_jax.config import CMEConfig, FRCEConfig, ModelConfig, QFormerConfig
+from rb_jax.port.parity.official import modules
+from rb_jax.port.family import Part
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+TOWER = dict(
+    image_size=24, patch_size=8, hidden_size=28, num_hidden_layers=3, num_attention_heads=7,
+    intermediate_size=44,
+)  # fmt: skip
+TEXT = dict(
+    vocab_size=61, max_position_embeddings=13, hidden_size=20, num_hidden_layers=2,
+    num_attention_heads=5, intermediate_size=36, bos_token_id=3, eos_token_id=60, pad_token_id=1,
+)  # fmt: skip
+DECODER = dict(
+    vocab_size=67, hidden_size=48, intermediate_size=76, num_hidden_layers=3,
+    num_attention_heads=6, num_key_value_heads=6, rms_norm_eps=1e-5,
+)  # fmt: skip
+
+
+@torch.no_grad()
+def randomize(model: Module, seed: int = 0) -> Module:
+    """Random values of a trained model's size, also where a new model has zeros and ones."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.named_parameters():
+        noise = torch.randn(value.shape, generator=generator)
+        if value.ndim > 1:
+            value.copy_(noise / value[0].numel() ** 0.5)
+        else:
+            value.copy_(0.2 * noise + ("norm" in name and name.endswith("weight")))
+    return model.eval()
+
+
+def flux(**changes: Any) -> FluxTransformer2DModel:
+    """Of FLUX.1-dev's kind; ``in_channels`` is 12, or 24 with a source in every token."""
+    sizes = dict(
+        patch_size=1, in_channels=12, out_channels=12, num_layers=2, num_single_layers=3,
+        attention_head_dim=20, num_attention_heads=3, joint_attention_dim=26,
+        pooled_projection_dim=22, guidance_embeds=True, axes_dims_rope=(4, 8, 8),
+    )  # fmt: skip
+    return randomize(FluxTransformer2DModel(**(sizes | changes)))
+
+
+def autoencoder(**changes: Any) -> AutoencoderKL:
+    sizes = dict(
+        block_out_channels=(6, 12, 18), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=2, latent_channels=3,
+        norm_num_groups=3, scaling_factor=0.7, shift_factor=0.1,
+        use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    return randomize(AutoencoderKL(**(sizes | changes)))
+
+
+def clip(activation: str = "quick_gelu", **text: Any) -> CLIPModel:
+    config = CLIPConfig(
+        text_config=TEXT | {"hidden_act": activation} | text,
+        vision_config=TOWER | {"hidden_act": activation}, projection_dim=18,
+    )  # fmt: skip
+    return randomize(CLIPModel(config))
+
+
+def llava(
+    projector: str = "gelu",
+    tower: dict[str, Any] = {},
+    decoder: dict[str, Any] = {},
+    **changes: Any,
+) -> LlavaForConditionalGeneration:
+    """Of v1.5's kind; ``projector="linear"`` is v1.1: one layer, then the identity."""
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**(TOWER | tower)),
+        text_config=LlamaConfig(**(DECODER | decoder)),
+        projector_hidden_act=projector,
+        image_token_index=66,
+        image_seq_length=9,
+        **changes,
+    )
+    model = randomize(LlavaForConditionalGeneration(config))
+    if projector == "linear":
+        second = model.model.multi_modal_projector.linear_2
+        torch.nn.init.eye_(second.weight)
+        torch.nn.init.zeros_(second.bias)
+    return model
