@@ -212,5 +212,5 @@ def listed(items: list[str], separator: str = ", ") -> str:
 
 def show(value: Any) -> str:
     """A value from the file, fit for one line of a message; a list may be endless or too deep."""
-    text = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+    text = repr(value) if isinstance(value, str) else f"<{type(value).__name__}>"
     return text if len(text) <= 100 else f"{text[:60]}...{text[-30:]}"

@@ -15,6 +15,7 @@ REMAP_BYTES = 2**30
 
 
 def read_pickle(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str], dict[str, int]]:
+    """Tensors of one pickle, and no metadata and checksums; InputError lists what is no tensor."""
     infos, problems = {}, []
     for name, tensor in _load_pickle(path).items():
         problem = name_problem(name) if isinstance(name, str) else "a name is text"

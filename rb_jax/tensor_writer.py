@@ -22,8 +22,9 @@ from rb_jax.errors import InputError
 from rb_jax.progress import progress_bar
 from rb_jax.tensor_header import CHECKSUMS, DTYPES, MAX_AXES, MAX_HEADER_BYTES, name_problem
 
-# Written at once: large enough for the disk, small enough for a moving progress bar.
-CHUNK_BYTES = 2**24
+# A checksum and a step of the progress bar go over a chunk. It is written in pieces: with a
+# mebibyte or more at once, Linux takes several times as long for the same bytes.
+CHUNK_BYTES, PIECE_BYTES = 2**24, 2**18
 # Rows and columns that are transposed at once; fewer items than SMALL fit the cache anyway.
 TILE, SMALL = (256, 128), 2**20
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -241,7 +242,7 @@ def _write(path: Path, file: io.FileIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     with _writing(path):
         while view:
-            view = view[file.write(view) :]
+            view = view[file.write(view[:PIECE_BYTES]) :]
 
 
 @contextlib.contextmanager

@@ -19,9 +19,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from rb_jax.config import CMEConfig, FRCEConfig, ModelConfig, QFormerConfig
-from rb_jax.port.parity.official import modules
 from rb_jax.port.family import Part
+from rb_jax.port.parity.official import modules
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -37,6 +36,21 @@ DECODER = dict(
     vocab_size=67, hidden_size=48, intermediate_size=76, num_hidden_layers=3,
     num_attention_heads=6, num_key_value_heads=6, rms_norm_eps=1e-5,
 )  # fmt: skip
+
+
+OFFICIAL = {
+    "vision": dict(width=28),
+    "regions": dict(width=14),
+    "text": dict(width=20),
+    "mllm": dict(width=48),
+    "frce": dict(width=30, heads=5, patch_layers=2, region_layers=1, id_controller_layers=3),
+    "qformer": dict(width=36, heads=3, layers=2, queries=6),
+    "cme": dict(width=44, heads=4, blocks=2, queries=9),
+    "mmdit": dict(context_width=26),
+}  # fmt: skip
+
+# The numbers of heads are not in the authors' file.
+HEADS = [f"{name}.heads={OFFICIAL[name]['heads']}" for name in ("frce", "qformer", "cme")]
 
 
 @torch.no_grad()
@@ -65,7 +79,7 @@ def flux(**changes: Any) -> FluxTransformer2DModel:
 def autoencoder(**changes: Any) -> AutoencoderKL:
     sizes = dict(
         block_out_channels=(6, 12, 18), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=2, latent_channels=3,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=3,
         norm_num_groups=3, scaling_factor=0.7, shift_factor=0.1,
         use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
@@ -101,3 +115,10 @@ def llava(
         torch.nn.init.eye_(second.weight)
         torch.nn.init.zeros_(second.bias)
     return model
+
+
+def official(**groups: Any) -> torch.nn.ModuleDict:
+    """The authors' modules; ``groups`` change sizes: ``frce=dict(width=40)``."""
+    values = {name: inner | groups.get(name, {}) for name, inner in OFFICIAL.items()}
+    names = {"frce", "qformer", "cme", "cme_proj", "cond_proj"}
+    return randomize(modules(Part(values), names))

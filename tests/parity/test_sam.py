@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import sys
 import types
 
@@ -23,7 +24,7 @@ from rb_jax.encoders.sam.pixels import (
 )
 from rb_jax.train.state import merge
 from tests import tiny
-from tests.parity.sam_weights import convert
+from tests.parity.sam_weights import convert, table
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -107,9 +108,9 @@ def error(ours, theirs):
     return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
-def pixels(count=2):
+def pixels():
     images = np.stack([data.astronaut()[40:208:3, 150:318:3], data.coffee()[:56, 200:256]])
-    return preprocess(jax.numpy.asarray(images[:count]), TINY.image_size)
+    return preprocess(jax.numpy.asarray(images), TINY.image_size)
 
 
 def to_torch(array):
@@ -136,6 +137,19 @@ def test_image_embeddings(changes):
     with torch.no_grad():
         expected = theirs.get_image_embeddings(channels_first(pixels())).permute(0, 2, 3, 1)
     assert error(ours, expected) <= 1e-5
+
+
+def test_epsilons():
+    """Too small to show in the outputs of random weights."""
+    theirs, graph, params = pair()
+    for name, module in theirs.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            matches = ((re.fullmatch(old, f"{name}.weight"), new) for old, new, _ in table(TINY))
+            path = next(match.expand(new) for match, new in matches if match)
+            norm = merge(graph, params)
+            for part in path.split("/")[:-1]:
+                norm = norm[int(part)] if part.isdigit() else getattr(norm, part)
+            assert norm.epsilon == module.eps, name
 
 
 def prompts(kinds):

@@ -27,10 +27,11 @@ EDGE_TOLERANCE = 20  # pixels; a box this near to the edge of a crop is taken to
 
 @dataclasses.dataclass(frozen=True)
 class AutomaticMaskSettings:
-    """The names and the defaults of SAM's own generator; raises InputError.
+    """The names and the defaults are those of SAM's own generator; raises InputError.
 
     Layer l of the crops has 2^l x 2^l of them, each with
-    points_per_side / crop_n_points_downscale_factor^l points a side.
+    points_per_side / crop_n_points_downscale_factor^l points a side. ``pred_iou_thresh`` and
+    ``stability_score_thresh`` let everything pass when they are 0 or less.
     """
 
     points_per_side: int = 32
@@ -138,7 +139,8 @@ def crop_boxes(
 ) -> list[tuple[tuple[int, int, int, int], int]]:
     """(left, top, right, bottom) of each crop with its layer, the whole picture first.
 
-    Neighbours of layer l overlap by 2 / 2^l x ``overlap_ratio`` of the shorter side.
+    Neighbours of layer l overlap by 2 / 2^l x ``overlap_ratio`` of the shorter side. Raises
+    InputError when there would be a crop without a pixel.
     """
     crops = [((0, 0, width, height), 0)]
     for layer in range(1, layers + 1):

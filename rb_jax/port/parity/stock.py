@@ -27,6 +27,7 @@ from transformers import (
 from rb_jax.encoders import vae
 from rb_jax.port.family import Part, read_json
 from rb_jax.port.parity.pair import (
+    GUIDANCE,
     ROWS,
     WORDS,
     Inputs,
@@ -54,7 +55,7 @@ def flux_inputs(part: Part, stock: Any, rng: np.random.Generator) -> Inputs:
         "z_t": normal(rng, *latent),
         "source": normal(rng, *latent),
         "t": np.linspace(0.9, 0.3, ROWS, dtype=np.float32),
-        "guidance": np.linspace(1.5, 3.5, ROWS, dtype=np.float32),
+        "guidance": np.array(GUIDANCE, np.float32),
         "tokens": normal(rng, ROWS, 7, model.mmdit.context_width),
         "vector": normal(rng, ROWS, model.text.width),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,16 @@ from rb_jax.config import Config
 from rb_jax.data.collate import OBJECT_TOKENS
 from rb_jax.errors import InputError
 from rb_jax.frce import no_cues
-from rb_jax.port.parity.pair import ROWS, lengths_mask, normal, pictures, tensor, tensors, words
+from rb_jax.port.parity.pair import (
+    GUIDANCE,
+    ROWS,
+    lengths_mask,
+    normal,
+    pictures,
+    tensor,
+    tensors,
+    words,
+)  # fmt: skip
 from rb_jax.port.parity.report import Stages
 from rb_jax.port.torch import ReasonBrainTorch, records
 from rb_jax.reasonbrain import ReasonBrain
@@ -88,8 +96,7 @@ def random_inputs(config: Config, rng: np.random.Generator) -> Given:
         region_mask=lengths_mask(rng, 0, model.regions.max_regions),
     )
     z_t = normal(rng, ROWS, side, side, model.autoencoder.latent_channels)
-    low, high = config.flow.guidance_range
-    return Given(batch, z_t, np.linspace(low, high, ROWS, dtype=np.float32))
+    return Given(batch, z_t, np.array(GUIDANCE, np.float32))
 
 
 def run(model: ReasonBrain, given: Given) -> Run:
