@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -15,7 +16,9 @@ def timestep_embedding(
 ) -> Float[Array, "B C"]:
     """Sinusoids [cos, sin] of ``time_factor * t`` in float32 (flux/modules/layers.py)."""
     half = width // 2
-    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    # The exponents rounded to float32, as torch has them: a phase of thousands shows every bit.
+    exponents = np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents, dtype=np.float64).astype(np.float32)
     phase = time_factor * t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
 

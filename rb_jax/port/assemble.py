@@ -131,14 +131,17 @@ def _outranked(component: Component, components: Sequence[Component]) -> bool:
 def _origins(components: Sequence[Component], shapes: Mapping[str, Any]) -> dict[str, Component]:
     """The part that each of the model's parameters comes from."""
     origin: dict[str, Component] = {}
+    twice = {}
     for component in components:
         for path in component.paths:
             if path.startswith("vision/") and _outranked(component, components):
                 continue
             if path in shapes and path in origin:
-                raise InputError(f"{origin[path].folder} and {component.folder} both hold {path}")
-            if path in shapes:
+                pair = f"{origin[path].folder} and {component.folder}"
+                twice.setdefault(f"{pair} both hold {path.split('/')[0]}")
+            elif path in shapes:
                 origin[path] = component
+    raise_problems(list(twice), "the parts do not fit together")
     return origin
 
 

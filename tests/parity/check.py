@@ -15,7 +15,7 @@ from rb_jax.port.exporting import Arrays
 from rb_jax.port.family import open_source, porter
 from rb_jax.port.importing import detect, import_checkpoint
 from rb_jax.port.parity.pair import Inputs
-from rb_jax.port.parity.report import TOLERANCE, Stages, report
+from rb_jax.port.parity.report import Stages, report
 from rb_jax.port.parity.sides import open_sides
 
 GRADIENT_TOLERANCE = 1e-4
@@ -64,13 +64,17 @@ def check_gradients(checkpoint: Path, reference: Path, scratch: Path) -> None:
     assert errors[worst] <= GRADIENT_TOLERANCE, (worst, errors[worst])
 
 
-def outputs_and_gradients(checkpoint: Path, reference: Path, scratch: Path) -> tuple[Stages, Stages]:
+def outputs_and_gradients(
+    checkpoint: Path, reference: Path, scratch: Path
+) -> tuple[Stages, Stages]:
     """Both sides of every stage, and of the gradient of every tensor of the reference."""
     component = open_component(checkpoint)
     pair, part, params, forward, stock, inputs = open_sides(component, reference, seed=1)
     theirs, rng = pair.theirs(stock, part, inputs), np.random.default_rng(5)
     weights = {n: rng.standard_normal(x.shape).astype(np.float32) for n, x in theirs.items()}
-    torch.stack([(x * torch.from_numpy(weights[n])).sum() for n, x in theirs.items()]).sum().backward()
+    torch.stack(
+        [(x * torch.from_numpy(weights[n])).sum() for n, x in theirs.items()]
+    ).sum().backward()
 
     def loss(params: dict[str, Any], inputs: Inputs) -> Any:
         out = forward(params, inputs)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 import sys
 import types
 
@@ -24,7 +23,7 @@ from rb_jax.encoders.sam.pixels import (
 )
 from rb_jax.train.state import merge
 from tests import tiny
-from tests.parity.sam_weights import convert, table
+from tests.parity.sam_weights import convert, our_path
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -144,8 +143,7 @@ def test_epsilons():
     theirs, graph, params = pair()
     for name, module in theirs.named_modules():
         if isinstance(module, torch.nn.LayerNorm):
-            matches = ((re.fullmatch(old, f"{name}.weight"), new) for old, new, _ in table(TINY))
-            path = next(match.expand(new) for match, new in matches if match)
+            path = our_path(f"{name}.weight", TINY)
             norm = merge(graph, params)
             for part in path.split("/")[:-1]:
                 norm = norm[int(part)] if part.isdigit() else getattr(norm, part)

@@ -13,7 +13,18 @@ import numpy as np
 
 from rb_jax.config import CLIPTextConfig, CLIPVisionConfig
 from rb_jax.encoders.clip import CLIPText, CLIPVision
-from rb_jax.port.family import Family, Layout, Modules, Names, Part, Prefix, Source, expect, need
+from rb_jax.port.family import (
+    Family,
+    Layout,
+    Modules,
+    Names,
+    Part,
+    Prefix,
+    Source,
+    expect,
+    need,
+    numbered,
+)  # fmt: skip
 from rb_jax.port.table import CONV, Rule, Table, linear, norm, prefixed, rule, stacked
 
 CARRIED = (
@@ -85,8 +96,9 @@ def vision_sizes(source: Source, config: Mapping[str, Any] | None, prefix: str) 
     config = source.config if config is None else config
     expect(source, config, num_channels=3)
     width, _, patch, _ = need(source, f"{prefix}embeddings.patch_embedding.weight")
-    return _shared(source, config, prefix, width, default_heads=16, default_layers=24) | {
-        "image_size": config.get("image_size", 224),
+    patches = need(source, f"{prefix}embeddings.position_embedding.weight")[0] - 1
+    return _shared(source, config, prefix, width, default_heads=12) | {
+        "image_size": config.get("image_size", round(patches**0.5) * patch),
         "patch_size": patch,
     }
 
@@ -94,20 +106,23 @@ def vision_sizes(source: Source, config: Mapping[str, Any] | None, prefix: str) 
 def text_sizes(source: Source, config: Mapping[str, Any] | None, prefix: str) -> dict[str, Any]:
     config = source.config if config is None else config
     vocabulary, width = need(source, f"{prefix}embeddings.token_embedding.weight")
-    return _shared(source, config, prefix, width, default_heads=12, default_layers=12) | {
+    return _shared(source, config, prefix, width, default_heads=8) | {
         "vocab_size": vocabulary,
         "max_length": need(source, f"{prefix}embeddings.position_embedding.weight")[0],
     }
 
 
 def _shared(
-    source: Source, config: Mapping[str, Any], prefix: str, width: int,
-    default_heads: int, default_layers: int,
-) -> dict[str, Any]:  # fmt: skip
+    source: Source, config: Mapping[str, Any], prefix: str, width: int, default_heads: int
+) -> dict[str, Any]:
+    # A configuration may leave out its class's default. Beside a bare file there is none: OpenAI's
+    # heads are 64 wide.
+    heads = default_heads if config else max(1, width // 64)
+    layers = numbered(source, f"{prefix}encoder.layers.{{}}.")
     return {
         "width": width,
-        "layers": config.get("num_hidden_layers", default_layers),
-        "heads": config.get("num_attention_heads", default_heads),
+        "layers": config.get("num_hidden_layers", layers),
+        "heads": config.get("num_attention_heads", heads),
         "mlp_width": need(source, f"{prefix}encoder.layers.0.mlp.fc1.weight")[0],
         "activation": config.get("hidden_act", "quick_gelu"),
         "norm_eps": config.get("layer_norm_eps", 1e-5),

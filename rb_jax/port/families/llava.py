@@ -110,10 +110,6 @@ def read_original(source: Source, names: Names) -> dict[str, Any]:
     vision: dict[str, Any] = {"width": first[1]}
     if "vision" in names:
         vision = vision_sizes(source, {}, names["vision"])
-        grid = need(source, f"{names['vision']}embeddings.position_embedding.weight")[0] - 1
-        vision["image_size"] = round(grid**0.5) * vision["patch_size"]
-        vision["heads"] = max(1, vision["width"] // 64)  # CLIP's heads are 64 wide
-        vision["layers"] = numbered(source, f"{names['vision']}encoder.layers.{{}}.")
     vision["feature_layer"] = _layer(source, config.get("mm_vision_select_layer", -2))
     mllm = _decoder(source, config, names["language"])
     return {"vision": vision, "mllm": mllm | {"projector": "mlp" if mlp else "linear"}}
@@ -133,12 +129,13 @@ def _decoder(source: Source, config: Any, prefix: str) -> dict[str, Any]:
         tie_word_embeddings=False, head_dim=width // heads,
     )  # fmt: skip
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    expect(source, rope, rope_type="default")
+    kind = rope.get("rope_type", rope.get("type", "default"))  # its old name is the second
+    expect(source, {"rope_type": kind}, rope_type="default")
     return {
         "vocab_size": vocabulary,
         "width": width,
         "mlp_width": need(source, f"{prefix}layers.0.mlp.gate_proj.weight")[0],
-        "layers": config.get("num_hidden_layers", 32),
+        "layers": config.get("num_hidden_layers", numbered(source, f"{prefix}layers.{{}}.")),
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
         "rope_theta": float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),

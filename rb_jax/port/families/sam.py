@@ -130,7 +130,8 @@ def read(source: Source, names: Names) -> dict[str, Any]:
         num_channels=3, layer_norm_eps=1e-6,
     )  # fmt: skip
     expect(source, prompts, num_point_embeddings=4, hidden_act="gelu", layer_norm_eps=1e-6)
-    expect(source, decoder, hidden_act="relu", layer_norm_eps=1e-6)
+    # transformers reads the downsampling in its last attention only, and has 2 elsewhere.
+    expect(source, decoder, hidden_act="relu", layer_norm_eps=1e-6, attention_downsample_rate=2)
     width, _, patch, _ = need(source, f"{at}vision_encoder.patch_embed.projection.weight")
     grid = need(source, f"{at}vision_encoder.pos_embed")[1]
     return {
@@ -147,7 +148,7 @@ def read(source: Source, names: Names) -> dict[str, Any]:
             "decoder_layers": decoder.get("num_hidden_layers", 2),
             "decoder_heads": decoder.get("num_attention_heads", 8),
             "decoder_mlp_width": decoder.get("mlp_dim", 2048),
-            "attention_downsample": decoder.get("attention_downsample_rate", 2),
+            "attention_downsample": 2,
             "multimask_outputs": decoder.get("num_multimask_outputs", 3),
             "iou_head_layers": decoder.get("iou_head_depth", 3),
             "iou_head_width": decoder.get("iou_head_hidden_dim", 256),

@@ -13,6 +13,7 @@ from rb_jax.port.torch.records import Text
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+SAM_MEAN, SAM_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -96,7 +97,25 @@ class RegionStem(nn.Module):
         pixels = to_float(images).permute(0, 3, 1, 2)
         pixels = torch.cat([pixels, grid.expand(batch, -1, -1, -1)], dim=1)
         x = F.gelu(self.patch_conv(pixels.to(self.patch_conv.weight.dtype)), approximate="tanh")
-        x = self.neck_conv(x)
-        weights = regions.to(x.dtype)
-        total = torch.einsum("bcij,brij->brc", x, weights)
-        return total / weights.sum((2, 3)).clamp_min(1)[..., None]
+        return masked_pool(self.neck_conv(x), regions)
+
+
+def masked_pool(features: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    """Mean of the map [B C G G] over each region [B R G G], as [B R C]; zeros for an empty one."""
+    weights = regions.to(features.dtype)
+    total = torch.einsum("bcij,brij->brc", features, weights)
+    return total / weights.sum((2, 3)).clamp_min(1)[..., None]
+
+
+def encode_sam(sam: Any, images: torch.Tensor) -> torch.Tensor:
+    """The map [B C G G] that a stock SamModel's image encoder makes of uint8 [B S S 3].
+
+    Antialiased bilinear resize and ImageNet's normalisation (rb_jax/encoders/sam/pixels.py).
+    """
+    size = sam.config.vision_config.image_size
+    pixels = images.float().permute(0, 3, 1, 2) / 255.0
+    if pixels.shape[-1] != size:
+        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    mean, std = (pixels.new_tensor(x)[:, None, None] for x in (SAM_MEAN, SAM_STD))
+    pixels = ((pixels - mean) / std).to(next(sam.parameters()).dtype)
+    return sam.vision_encoder(pixels).last_hidden_state

@@ -2,7 +2,7 @@
 
     config.json                     rb_jax's configuration
     transformer/ vae/               stock diffusers models
-    text_encoder/ mllm/             stock transformers models
+    text_encoder/ mllm/             stock transformers models, and sam/ where the model has SAM
     mllm_adapter/                   PEFT's LoRA over mllm/, unless lora_rank is 0
     reasonbrain/model.safetensors   ReasonBrain's own modules
     text_tokenizer.json prompt_tokenizer.json

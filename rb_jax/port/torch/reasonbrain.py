@@ -21,7 +21,7 @@ from diffusers import (
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel, LlavaForConditionalGeneration
+from transformers import CLIPTextModel, LlavaForConditionalGeneration, SamModel
 
 from rb_jax.config import Config, ModelConfig
 from rb_jax.data.collate import ArrayCollator
@@ -46,9 +46,8 @@ class OwnModules(nn.Module):
     def __init__(self, model: ModelConfig):
         super().__init__()
         frce, width, out = model.frce, model.cme.width, model.mmdit.context_width
-        if model.regions.encoder != "stem":
-            raise InputError("config.model.regions.encoder: in PyTorch only 'stem' is available")
-        self.regions = encoders.RegionStem(model.regions)
+        if model.regions.encoder == "stem":
+            self.regions = encoders.RegionStem(model.regions)
         if frce.enabled:
             self.frce = FRCE(model)
             self.visual_cue_proj = nn.Linear(frce.width, model.mllm.width)
@@ -84,10 +83,11 @@ class ReasonBrainTorch(nn.Module):
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
         mllm: nn.Module,
+        sam: nn.Module | None = None,
     ):
         super().__init__()
         self.config = config
-        self.own, self.mllm = own, mllm
+        self.own, self.mllm, self.sam = own, mllm, sam
         self.transformer, self.vae, self.text_encoder = transformer, vae, text_encoder
         self.collate = ArrayCollator(config)
         rows, words = len(self.llava.get_input_embeddings().weight), config.model.mllm
@@ -111,7 +111,7 @@ class ReasonBrainTorch(nn.Module):
         """
         path = Path(export_dir)
         config = folder.read_config(path)
-        own = OwnModules(config.model)
+        own, own_regions = OwnModules(config.model), config.model.regions.encoder == "stem"
         folder.load_own(own, path / "reasonbrain" / "model.safetensors")
         # With this setting transformers lists the misshapen tensors, and load_stock raises.
         options: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True}
@@ -125,6 +125,7 @@ class ReasonBrainTorch(nn.Module):
             folder.load_stock(AutoencoderKL, path / "vae", torch_dtype=dtype),
             folder.load_stock(CLIPTextModel, path / "text_encoder", **options),
             llava,
+            None if own_regions else folder.load_stock(SamModel, path / "sam", **options),
         )
         # Not model.to(dtype): transformers keeps LLaMA's frequencies in float32.
         model.own.to(dtype)
@@ -164,8 +165,10 @@ class ReasonBrainTorch(nn.Module):
         )
 
     def region_features(self, batch: Batch) -> torch.Tensor:
-        """[B R C_r], the one place that region features come from: the stem, SAM is not here."""
-        return self.own.regions(batch.source, batch.regions)
+        """[B R C_r]: a map of the picture, averaged over each region."""
+        if self.sam is None:
+            return self.own.regions(batch.source, batch.regions)
+        return encoders.masked_pool(encoders.encode_sam(self.sam, batch.source), batch.regions)
 
     def frce(self, features: Features) -> Cues:
         """R_V and R_T (PAPER section 4.2); no tokens in a model without FRCE."""
@@ -316,19 +319,22 @@ class ReasonBrainTorch(nn.Module):
         noise: torch.Tensor | np.ndarray | None = None,
         seed: int = 0,
         objects: Sequence[str] = (),
+        regions: tuple[np.ndarray, np.ndarray] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         true_cfg: float | None = None,
     ) -> Image.Image:
         """The picture after the hypothesis, at the source's size; as rb_jax.Editor.edit.
 
-        A seed's noise is not JAX's: ``noise`` [1, H, W, C], a latent with channels last, starts
-        both sides from the same. Raises InputError for an unreadable picture, an empty or
-        over-long instruction, settings out of range and noise of another shape.
+        ``regions`` are masks [R G G] and which of them count [R]; without them the picture is cut
+        by colour, also where rb_jax.Editor would take SAM's automatic masks. A seed's noise is not
+        JAX's: ``noise`` [1, H, W, C], a latent with channels last, starts both sides from the same.
+        Raises InputError for an unreadable picture, an empty or over-long instruction, settings
+        out of range and noise of another shape.
         """
         pixels = as_pixels(image)
         square = to_square(pixels, self.config.data.image_size)
-        example = EditExample("", "", instruction, tuple(objects), square)
+        example = EditExample("", "", instruction, tuple(objects), square, regions=regions)
         batch = batch_of(self.collate.arrays([example]), self.device)
         edited = self.sample(batch, noise, seed, steps, guidance, true_cfg)
         made, codec = (
