@@ -112,38 +112,42 @@ def open_model(folder: Path) -> tuple[Config, Tensors]:
 
 
 def whole_exports(config: Config, params: Tensors, format: str) -> list[Export]:
-    """What a whole model is exported as."""
+    """What a whole model is exported as. Its LoRA is not in these: it goes out as an adapter."""
+    model, edit = config.model, config.train.task == "edit"
+    groups = {k: v for k, v in dataclasses.asdict(model).items() if isinstance(v, dict)}
+    groups["mllm"] |= {"lora_rank": 0}
+    off = [name for name in ("frce", "cme") if not getattr(model, name).enabled]
+    off += ["cme_proj"] * (not model.cme.enabled)
 
-    def export(family: str, layout: str, at: str, without: Sequence[str] = (), **changes) -> Export:
+    def export(
+        family: str, layout: str, at: str, absent: Sequence[str] = (), no_groups: Sequence[str] = ()
+    ) -> Export:
         found = FAMILIES[family]
         chosen = found.layout(layout)
-        values = dataclasses.asdict(config.model)
-        values = {k: v for k, v in values.items() if isinstance(v, dict)}
-        for group in without:
-            values.pop(group, None)
-        for key, value in changes.items():
-            values["mllm"] = values["mllm"] | {key: value}
-        names = chosen.first_names(tuple(without))
-        return Export(at, found, chosen, names, Part(values), params, None)
+        part = Part({name: values for name, values in groups.items() if name not in no_groups})
+        return Export(at, found, chosen, chosen.first_names(tuple(absent)), part, params, None)
 
-    model, edit = config.model, config.train.task == "edit"
-    painter = lambda a, b: [export("flux", format, a)] * edit + [export("flux_vae", format, b)]  # noqa: E731
-    own = [n for n in ("frce", "cme") if not getattr(model, n).enabled]
-    own += ["cme_proj"] * (not model.cme.enabled)
+    def painter(layout: str, transformer: str, vae: str) -> list[Export]:
+        return [export("flux", layout, transformer)] * edit + [export("flux_vae", layout, vae)]
+
+    def readers() -> list[Export]:
+        sam = [export("sam", "hf", "sam")] * (model.regions.encoder == "sam")
+        text = export("clip", "hf", "text_encoder", ["vision"], ["vision"])
+        return [text, export("llava", "hf", "mllm"), *sam]
+
     # The authors' file has their modules only; these groups would bring in the others.
-    authors = [*own, "autoencoder"] + ["mmdit"] * (not model.cme.enabled)
-    text = export("clip", "hf", "text_encoder", ["vision"])
-    llava = export("llava", "hf", "mllm", lora_rank=0)
-    sam = [export("sam", "hf", "sam")] if model.regions.encoder == "sam" else []
-    if format == "torch":
-        stock = [export("flux", "diffusers", "transformer"), export("flux_vae", "diffusers", "vae")]
-        return [*stock, text, llava, *sam, export("reasonbrain", "torch", "reasonbrain", own)]
+    ours = ["autoencoder"] + ["mmdit"] * (not model.cme.enabled)
     return {
-        "diffusers": lambda: painter("transformer", "vae"),
-        "bfl": lambda: painter("", ""),
-        "hf": lambda: [text, llava, *sam],
-        "official": lambda: [export("reasonbrain", "official", "", authors)],
+        "diffusers": lambda: painter("diffusers", "transformer", "vae"),
+        "bfl": lambda: painter("bfl", "", ""),
+        "hf": readers,
+        "official": lambda: [export("reasonbrain", "official", "", off, ours)],
         "peft": list,
+        "torch": lambda: [
+            *painter("diffusers", "transformer", "vae"),
+            *readers(),
+            export("reasonbrain", "torch", "reasonbrain", off),
+        ],
     }[format]()
 
 

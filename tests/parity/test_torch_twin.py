@@ -26,7 +26,7 @@ from rb_jax.port.torch import ReasonBrainTorch, encoders, modules, records  # no
 from rb_jax.qformer import QFormer  # noqa: E402
 from rb_jax.reasonbrain import ReasonBrain  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.parity import export_by_hand  # noqa: E402
+from tests.parity import exported  # noqa: E402
 
 # PEFT asks transformers for an attribute under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -64,7 +64,7 @@ def twin(tmp_path_factory):
     @functools.cache
     def make(config: Config = CONFIG) -> ReasonBrainTorch:
         folder = tmp_path_factory.mktemp("twin") / "export"
-        export_by_hand.export(folder, tiny.params(config), config)
+        exported.export(folder, tiny.params(config), config)
         return ReasonBrainTorch.from_pretrained(folder)
 
     return make
@@ -202,7 +202,7 @@ def assert_same_gradients(made: dict[str, torch.Tensor], expected: dict[str, tor
 
 def part_of(module: torch.nn.Module, prefix: str, params: dict[str, Any]) -> torch.nn.Module:
     """A torch module with the weights of ``tiny.part``, which must be all that it has."""
-    state = export_by_hand.own_modules({f"{prefix}/{k}": v for k, v in params.items()})
+    state = exported.torch_names({f"{prefix}/{k}": v for k, v in params.items()}, CONFIG)
     module.load_state_dict({k.removeprefix(f"{prefix}."): v for k, v in state.items()})
     return module.eval()
 
@@ -221,7 +221,7 @@ def check_part(prefix: str, make, module, ours, theirs):
         return sum((w * y).sum() for w, y in zip(weights, ours(run, params), strict=True))
 
     expected = {f"{prefix}/{k}": v for k, v in jax.grad(loss)(params).items()}
-    named = export_by_hand.own_modules(expected)
+    named = exported.torch_names(expected, CONFIG)
     total = sum((torch.from_numpy(w) * y).sum() for w, y in zip(weights, made, strict=True))
     found = {f"{prefix}.{k}": v for k, v in gradients(total, module).items()}
     assert_same_gradients(found, named)

@@ -14,6 +14,7 @@ import torch
 
 from rb_jax.port.family import Part
 from rb_jax.port.torch.records import Text
+from rb_jax.types import Array
 
 Record = TypeVar("Record")
 
@@ -61,7 +62,7 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def tensor(x: np.ndarray) -> torch.Tensor:
+def tensor(x: Array) -> torch.Tensor:
     return torch.from_numpy(np.array(x))
 
 
@@ -77,7 +78,7 @@ def tensors(record: Any, kind: type[Record]) -> Record:
     return kind(**{name: field(getattr(record, name)) for name in names})
 
 
-def channels_first(x: np.ndarray) -> torch.Tensor:
+def channels_first(x: Array) -> torch.Tensor:
     return tensor(x).permute(0, 3, 1, 2)
 
 

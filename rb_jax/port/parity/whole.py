@@ -30,7 +30,7 @@ from rb_jax.port.torch import ReasonBrainTorch, records
 from rb_jax.reasonbrain import ReasonBrain
 from rb_jax.train.state import definition, merge
 from rb_jax.train.weights import differing_model_keys
-from rb_jax.types import Batch, Conditioning, Cues, Features, Text
+from rb_jax.types import Array, Batch, Conditioning, Cues, Features, Text
 
 TIMES = (0.9, 0.3)  # of the velocities
 
@@ -48,12 +48,12 @@ class Run(NamedTuple):
 
     features: Features
     cues: Cues
-    v: jax.Array
-    mllm_loss: jax.Array
-    v_hat: jax.Array
+    v: Array
+    mllm_loss: Array
+    v_hat: Array
     conditioning: Conditioning
-    velocities: list[jax.Array]
-    decoded: jax.Array
+    velocities: list[Array]
+    decoded: Array
 
 
 def run_whole(

@@ -21,7 +21,7 @@ from rb_jax.errors import InputError  # noqa: E402
 from rb_jax.port.torch import ReasonBrainTorch  # noqa: E402
 from rb_jax.port.torch.records import batch_of  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.parity import export_by_hand  # noqa: E402
+from tests.parity import exported  # noqa: E402
 
 # PEFT asks transformers for an attribute under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -39,7 +39,7 @@ for name in {names!r}:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("twin") / "export"
-    return export_by_hand.export(made, tiny.params(CONFIG), CONFIG)
+    return exported.export(made, tiny.params(CONFIG), CONFIG)
 
 
 @pytest.fixture(scope="module")
