@@ -13,7 +13,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +29,7 @@ from rb_jax.tensor_header import CHECKSUMS, DTYPES, MAX_AXES, MAX_HEADER_BYTES, 
 CHUNK_BYTES, PIECE_BYTES = 2**24, 2**18
 # Rows and columns that are transposed at once; fewer items than SMALL fit the cache anyway.
 TILE, SMALL = (256, 128), 2**20
+T = TypeVar("T")
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -178,9 +181,10 @@ def _write_shard(
         file = io.FileIO(path, "x")
     with file, ThreadPoolExecutor(1) as pool:
         _write(path, file, _header(specs, metadata, found))
-        for spec in specs:
+        arrays = groupby(_ahead(_arrays(specs, produce)), key=lambda pair: pair[0])
+        for spec, group in arrays:
             checksum = 0
-            for chunk in _chunks(spec, produce(spec.name)):
+            for chunk in _chunks(spec, (array for _, array in group)):
                 task = pool.submit(zlib.crc32, chunk, checksum) if checksums else None
                 _write(path, file, chunk)
                 checksum = task.result() if task else 0
@@ -219,6 +223,26 @@ def _header(
     if len(text) > MAX_HEADER_BYTES:
         raise ValueError(f"a header of {len(text)} bytes is more than safetensors allows")
     return len(text).to_bytes(8, "little") + text
+
+
+def _arrays(
+    specs: list[TensorSpec], produce: Callable[[str], Iterable[np.ndarray]]
+) -> Iterator[tuple[TensorSpec, np.ndarray]]:
+    """What is produced for each tensor, at least one array."""
+    for spec in specs:
+        yield spec, np.empty(0, spec.dtype)
+        for array in produce(spec.name):
+            yield spec, array
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each made by another thread while the one before is used."""
+    end: Any = object()
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(next, items, end)
+        while (item := pending.result()) is not end:
+            pending = pool.submit(next, items, end)
+            yield item
 
 
 def _chunks(spec: TensorSpec, arrays: Iterable[np.ndarray]) -> Iterator[memoryview]:

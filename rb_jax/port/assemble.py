@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 
 from rb_jax.config import Config, from_config_dict
-from rb_jax.errors import InputError
 from rb_jax.port.component import STEM, TOKENIZER, Component, open_component
 from rb_jax.port.table import raise_problems
 from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors

@@ -67,6 +67,7 @@ class Export:
     params: Tensors
     config: Mapping[str, Any] | None  # config.json; None is what the layout writes
     whole: bool = True  # params are those of a whole model, of which this takes a part
+    extras: bool = False  # what is carried along goes back; its names are those of one layout
 
 
 def export_checkpoint(
@@ -160,7 +161,8 @@ def _component_export(component: Component, format: str) -> Export:
             f"{component.folder} is a {family} part: --format is one of {known} for it"
         )
     layout = component.family.layout(layout_name)
-    if layout is component.layout:
+    same = layout is component.layout
+    if same:
         names, config = component.names, component.source_config or None
         layout = dataclasses.replace(layout, fill=None)  # the files had all that they need
     else:
@@ -169,8 +171,9 @@ def _component_export(component: Component, format: str) -> Export:
         ]
         names, config = layout.first_names(tuple(absent)), None
     export = Export(
-        "", component.family, layout, names, component.part, component.files, config, whole=False
-    )
+        "", component.family, layout, names, component.part, component.files, config,
+        whole=False, extras=same,
+    )  # fmt: skip
     raise_problems(_problems(export), f"{component.folder} as {format}")
     return export
 
@@ -184,9 +187,8 @@ def _write(export: Export, root: Path, progress: bool) -> None:
     where = export.folder or export.family.name
     table.check_export(export.params, where, whole=export.whole)
     added = export.layout.fill(export.part, export.names) if export.layout.fill else {}
-    carried = [p.removeprefix(EXTRAS) for p in export.params if p.startswith(EXTRAS)]
-    carried = [name for name in carried if table.carries(name)]
-    added = {name: value for name, value in added.items() if name not in carried}
+    kept = [p.removeprefix(EXTRAS) for p in export.params if p.startswith(EXTRAS)]
+    carried = [name for name in kept if export.extras and table.carries(name)]
     specs = [*_specs(table, export.params), *_carried_specs(carried, export.params)]
     if specs:
         dtype = specs[0].dtype

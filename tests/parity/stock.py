@@ -16,6 +16,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SamConfig,
+    SamModel,
 )
 
 from rb_jax.port.family import Part
@@ -114,6 +116,24 @@ def llava(
         torch.nn.init.eye_(second.weight)
         torch.nn.init.zeros_(second.bias)
     return model
+
+
+def sam() -> SamModel:
+    config = SamConfig(
+        vision_config=dict(
+            hidden_size=36, output_channels=20, mlp_dim=52, num_hidden_layers=3,
+            num_attention_heads=3, image_size=48, patch_size=8, window_size=4,
+            global_attn_indexes=[1], num_pos_feats=10,
+        ),
+        prompt_encoder_config=dict(
+            hidden_size=20, image_size=48, patch_size=8, mask_input_channels=12
+        ),
+        mask_decoder_config=dict(
+            hidden_size=20, mlp_dim=28, num_hidden_layers=2, num_attention_heads=5,
+            iou_head_hidden_dim=24,
+        ),
+    )  # fmt: skip
+    return randomize(SamModel(config))
 
 
 def official(**groups: Any) -> torch.nn.ModuleDict:

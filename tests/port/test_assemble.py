@@ -19,7 +19,6 @@ from rb_jax.port.component import open_component
 from rb_jax.port.importing import import_checkpoint
 from rb_jax.tensor_files import TensorFiles, verify
 from rb_jax.train import loop, state, weights
-from rb_jax.train.state import flatten
 from rb_jax.train.weights import load_weights
 from tests import tiny
 from tests.port import cases, whole
@@ -28,7 +27,7 @@ from tests.port import cases, whole
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TOKENIZER = Tokenizer.load().to_json()
+TOKENIZER = Tokenizer.load().to_json() + "\n"
 LATENT = 12  # values of a token of z_t
 GIVEN = {"flux": ["mmdit"], "flux_vae": ["autoencoder"], "clip": ["text"],
          "llava": ["mllm", "vision"],
@@ -60,7 +59,7 @@ def parts(tmp_path_factory, patch):
     tensors["x_embedder.weight"] = tensors["x_embedder.weight"][:, :LATENT].copy()
     save_file(tensors, plain / "diffusion_pytorch_model.safetensors")
     for family in ("clip", "llava"):
-        (made[family] / "tokenizer.json").write_text(TOKENIZER + f" \n{family}"[:2])
+        (made[family] / "tokenizer.json").write_text(TOKENIZER)
     shutil.rmtree(made["flux"])
     import_checkpoint(plain, made["flux"])
     return made
@@ -114,19 +113,11 @@ def test_input_layer_is_widened_with_zeros(assembled):
     assert np.array_equal(kernel[:LATENT], given[:LATENT]) and not kernel[LATENT:].any()
 
 
-def test_fresh_parameters_are_those_of_the_seed(assembled):
-    config, params = load_weights(assembled[1])
-    model = state.build(config, state.nnx.Rngs(state.jax.random.key(config.train.seed)))
-    for path, value in flatten(model).items():
-        if path.startswith(("regions/", "mllm/image_tokens/")):
-            np.testing.assert_allclose(params[path], value, rtol=1e-5, atol=1e-7)
-
-
 def test_tokenizers_travel_along(assembled):
     config, _ = load_weights(assembled[1])
     for name in ("text", "prompt"):
         path = assembled[1] / f"{name}_tokenizer.json"
-        assert path.read_text().startswith(TOKENIZER)
+        assert path.read_text() == TOKENIZER
         assert getattr(config.data, f"{name}_tokenizer") == str(path)
 
 
@@ -216,9 +207,10 @@ def test_llavas_vision_tower_outranks_clips(tmp_path):
         assert from_clip == {"text"} and origin["vision/layers/mlp/fc1/bias"] is not None
 
 
-def test_a_folder_that_is_no_part(tmp_path, capsys, weights_folder):
+def test_a_folder_that_is_no_part(tmp_path, capsys):
+    cases.write(tmp_path / "model", {"a": np.zeros(2)}, {"model": {}})
     argv = ["assemble", f"--config={CONFIGS / 'reasonworld.py'}", f"--out={tmp_path}/out"]
-    assert main([*argv, f"--parts={weights_folder}"]) == 2
+    assert main([*argv, f"--parts={tmp_path}/model"]) == 2
     assert "not a folder that rb-jax import wrote" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

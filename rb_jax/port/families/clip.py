@@ -156,7 +156,9 @@ def write_tower(config: CLIPVisionConfig | CLIPTextConfig) -> dict[str, Any]:
 
 def write(part: Part) -> dict[str, Any]:
     """config.json of a single tower, or of both as a CLIPModel."""
-    towers = {k: write_tower(getattr(part.model, k)) for k in ("vision", "text") if k in part.values}
+    towers = {
+        k: write_tower(getattr(part.model, k)) for k in ("vision", "text") if k in part.values
+    }
     if len(towers) == 1:
         return next(iter(towers.values()))
     both = {f"{name}_config": tower for name, tower in towers.items()}

@@ -21,9 +21,7 @@ Record = TypeVar("Record")
 Inputs = dict[str, Any]  # name -> NumPy array
 Ours, Theirs = dict[str, jax.Array], dict[str, torch.Tensor]
 ROWS, WORDS = 2, 9
-# Of each row. Below 1, since FLUX embeds 1000 times this by sines and cosines: at a phase of
-# thousands the last bit of exp(), which libraries round differently, would be all one sees.
-GUIDANCE = (0.3, 0.9)
+GUIDANCE = (1.5, 3.5)  # of each row
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ def measure(name: str, ours: Any, theirs: Any) -> Stage:
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"{name}: our shape is {a.shape}, PyTorch's {b.shape}")
-    absolute, scale = (float(np.abs(x).max(initial=0)) for x in (a - b, b))
+    with np.errstate(invalid="ignore"):  # infinite on both sides
+        difference = a - b
+    absolute, scale = (float(np.abs(x).max(initial=0)) for x in (difference, b))
     if absolute == 0:
         return Stage(name, 0.0, 0.0)
     return Stage(name, absolute, absolute / scale if scale else math.inf)

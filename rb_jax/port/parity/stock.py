@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from rb_jax.encoders import vae
+from rb_jax.encoders.sam import Prompts
 from rb_jax.port.family import Part, read_json
 from rb_jax.port.parity.pair import (
     GUIDANCE,
@@ -216,19 +217,14 @@ def sam_inputs(part: Part, stock: Any, rng: np.random.Generator) -> Inputs:
 
 
 def sam_ours(modules: Mapping[str, Any], part: Part, x: Inputs) -> Ours:
-    from rb_jax.encoders.sam import Prompts
-
-    (model,) = modules.values()
+    model = modules["sam"]
     prompts = Prompts(points=x["points"], labels=x["labels"])
     masks, iou = model.decode(x["features"], prompts)
     return {"features": model.encode(x["images"]), "masks": masks, "iou": iou}
 
 
 def sam_theirs(stock: Any, part: Part, x: Inputs) -> Theirs:
-    from rb_jax.encoders.sam.pixels import preprocess
-
-    pixels = np.array(preprocess(jnp.asarray(x["images"]), part.model.sam.image_size))
-    features = stock.vision_encoder(channels_first(pixels)).last_hidden_state
+    features = encoders.encode_sam(stock, tensor(x["images"]))
     out = stock(
         image_embeddings=channels_first(x["features"]),
         input_points=tensor(x["points"]), input_labels=tensor(x["labels"]),

@@ -79,10 +79,14 @@ def run_whole(
     return stages, (np.asarray(edit), edit_of_twin)
 
 
+def latent_side(config: Config) -> int:
+    return config.data.image_size // 2 ** (len(config.model.autoencoder.channel_mult) - 1)
+
+
 def random_inputs(config: Config, rng: np.random.Generator) -> Given:
     """Pictures, words, regions and noise; every kind of padding is among them."""
     model, size = config.model, config.data.image_size
-    grid, side = model.region_grid(size), size // 2 ** (len(model.autoencoder.channel_mult) - 1)
+    grid, side = model.region_grid(size), latent_side(config)
     names = [Text(*words(rng, model.text.vocab_size, OBJECT_TOKENS))
              for _ in range(model.frce.max_objects)]  # fmt: skip
     batch = Batch(
@@ -134,7 +138,9 @@ def beside(ours: Run, twin: ReasonBrainTorch, given: Given) -> list[tuple[str, t
     }  # fmt: skip
     encoded = [(n, (getattr(ours.features, f), getattr(made, f))) for n, f in names.items()]
     velocities = [
-        twin.velocity(tensor(given.z_t), torch.full((ROWS,), t), tensor(given.guidance), conditioning)
+        twin.velocity(
+            tensor(given.z_t), torch.full((ROWS,), t), tensor(given.guidance), conditioning
+        )
         for t in TIMES
     ]
     return [
