@@ -9,6 +9,7 @@ from PIL import Image
 
 from rb_jax.data import loader
 from rb_jax.data.images import open_image
+from rb_jax.sharding.mesh import make_mesh
 from rb_jax.train import checkpoint
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import abstract_state, definition, init_state
@@ -43,7 +44,6 @@ def test_training_on_a_folder_continues_bit_for_bit(folder, tmp_path):
     config = tiny.config(data__name="folder", data__path=str(folder), train__batch_size=3)
     graphdef, tx = definition(config)[0], make_optimizer(config)
     step = jax.jit(functools.partial(train_step, graphdef, config, tx))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def run(state, first, last):
         batches = loader.batches(config, "train", start_step=first)
@@ -57,7 +57,7 @@ def test_training_on_a_folder_continues_bit_for_bit(folder, tmp_path):
     with checkpoint.open_checkpoints(tmp_path) as manager:
         checkpoint.save(manager, run(start, 0, 2), config, {})
         manager.wait_until_finished()
-        restored = checkpoint.restore(manager, config, abstract_state(config, tx, sharding))
+        restored = checkpoint.restore(manager, config, abstract_state(config, tx, make_mesh()))
     assert restored is not None
     parts = run(restored[0], 2, 4)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start.params, whole.params)

@@ -145,7 +145,7 @@ def _origins(components: Sequence[Component], shapes: Mapping[str, Any]) -> dict
 
 
 def _copied(component: Component, path: str, shape: Sequence[int]) -> Iterator[np.ndarray]:
-    have: Sequence[int] = component.files[path].shape
+    have = list(component.files[path].shape)
     if len(have) > 2:  # stacked layers: one at a time
         for layer in range(have[0]):
             yield component.files.read_rows(path, layer, layer + 1)

@@ -25,21 +25,21 @@ from rb_jax.port.parity.official import modules
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-TOWER = dict(
+TOWER: dict[str, Any] = dict(
     image_size=24, patch_size=8, hidden_size=28, num_hidden_layers=3, num_attention_heads=7,
     intermediate_size=44,
 )  # fmt: skip
-TEXT = dict(
+TEXT: dict[str, Any] = dict(
     vocab_size=61, max_position_embeddings=13, hidden_size=20, num_hidden_layers=2,
     num_attention_heads=5, intermediate_size=36, bos_token_id=3, eos_token_id=60, pad_token_id=1,
 )  # fmt: skip
-DECODER = dict(
+DECODER: dict[str, Any] = dict(
     vocab_size=67, hidden_size=48, intermediate_size=76, num_hidden_layers=3,
     num_attention_heads=6, num_key_value_heads=6, rms_norm_eps=1e-5,
 )  # fmt: skip
 
 
-OFFICIAL = {
+OFFICIAL: dict[str, dict[str, Any]] = {
     "vision": dict(width=28),
     "regions": dict(width=14),
     "text": dict(width=20),
@@ -69,7 +69,7 @@ def randomize(model: Module, seed: int = 0) -> Module:
 
 def flux(**changes: Any) -> FluxTransformer2DModel:
     """Of FLUX.1-dev's kind; ``in_channels`` is 12, or 24 with a source in every token."""
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         patch_size=1, in_channels=12, out_channels=12, num_layers=2, num_single_layers=3,
         attention_head_dim=20, num_attention_heads=3, joint_attention_dim=26,
         pooled_projection_dim=22, guidance_embeds=True, axes_dims_rope=(4, 8, 8),
@@ -78,7 +78,7 @@ def flux(**changes: Any) -> FluxTransformer2DModel:
 
 
 def autoencoder(**changes: Any) -> AutoencoderKL:
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         block_out_channels=(6, 12, 18), down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=3,
         norm_num_groups=3, scaling_factor=0.7, shift_factor=0.1,
@@ -96,19 +96,16 @@ def clip(activation: str = "quick_gelu", **text: Any) -> CLIPModel:
 
 
 def llava(
-    projector: str = "gelu",
-    tower: dict[str, Any] = {},
-    decoder: dict[str, Any] = {},
-    **changes: Any,
+    projector: str = "gelu", feature_layer: int = -2, **decoder: Any
 ) -> LlavaForConditionalGeneration:
     """Of v1.5's kind; ``projector="linear"`` is v1.1: one layer, then the identity."""
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**(TOWER | tower)),
+        vision_config=CLIPVisionConfig(**TOWER),
         text_config=LlamaConfig(**(DECODER | decoder)),
         projector_hidden_act=projector,
+        vision_feature_layer=feature_layer,
         image_token_index=66,
         image_seq_length=9,
-        **changes,
     )
     model = randomize(LlavaForConditionalGeneration(config))
     if projector == "linear":

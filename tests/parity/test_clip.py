@@ -28,7 +28,7 @@ def clip(tmp_path_factory):
 
 
 def test_gradients(clip, tmp_path):
-    check.check_gradients(*clip[:2], tmp_path)
+    check.check_gradients(clip[0], clip[1], tmp_path)
 
 
 def test_gelu_in_bfloat16(tmp_path):
@@ -64,8 +64,8 @@ def test_stock_classes_load_exports(clip, tmp_path):
 @pytest.mark.parametrize(("left_out", "heads"), [("config", 1), ("heads", 8)])
 def test_heads_that_are_not_said(left_out, heads, tmp_path):
     """A configuration leaves out its class's default; a bare file is OpenAI's, 64 a head."""
-    sizes = dict(hidden_size=64, num_attention_heads=8)
-    folder = check.save(stock.clip(**sizes).text_model, tmp_path / "stock")
+    model = stock.clip(hidden_size=64, num_attention_heads=8).text_model
+    folder = check.save(model, tmp_path / "stock")
     config = json.loads((folder / "config.json").read_text())
     if left_out == "config":
         (folder / "config.json").unlink()

@@ -12,7 +12,6 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 import torch  # noqa: E402
-from diffusers import AutoencoderKL, FluxTransformer2DModel  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import CLIPTextModel, LlavaForConditionalGeneration  # noqa: E402
@@ -33,7 +32,6 @@ from tests.parity import check, stock  # noqa: E402
 # PEFT asks transformers for an attribute under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
-WORDS = dict(vocab_size=1031, max_position_embeddings=36, bos_token_id=1, eos_token_id=2)
 CONFIG = tiny.config(
     flow__steps=3, model__cme__heads=4, model__mllm__image_tokens=5, model__mllm__lora_rank=3
 )
@@ -55,8 +53,8 @@ def parts(tmp_path_factory):
     models = {
         "flux": stock.flux(pooled_projection_dim=20),
         "flux_vae": stock.autoencoder(),
-        "clip": stock.clip(**WORDS).text_model,
-        "llava": stock.llava(decoder=dict(vocab_size=1047, num_key_value_heads=2)),
+        "clip": stock.clip(vocab_size=1031, max_position_embeddings=36).text_model,
+        "llava": stock.llava(vocab_size=1047, num_key_value_heads=2),
         "official": stock.official(),
     }
     settings = {"official": stock.HEADS}
@@ -171,10 +169,13 @@ def test_widened_input_layer(parts, assembled):
     """A source in every token says nothing at first: the output is the base model's."""
     config, params = weights.load_weights(assembled)
     conditioning = tiny.conditioning(2, 7, config)
-    z_t, t = tiny.normal(*conditioning.source_latent.shape, seed=5), np.float32([0.9, 0.2])
+    z_t, t = (
+        tiny.normal(*conditioning.source_latent.shape, seed=5),
+        np.array([0.9, 0.2], np.float32),
+    )
     velocity = tiny.jit(lambda model, *args: model.velocity(*args), config)
     ours = velocity(params, z_t, t, t, conditioning)
-    base = FluxTransformer2DModel.from_pretrained(parts["flux"][1])
+    base = stock.FluxTransformer2DModel.from_pretrained(parts["flux"][1])
     with torch.no_grad():
         tokens = base(
             hidden_states=sampling.pack(tensor(z_t), 2), timestep=tensor(t), guidance=tensor(t),
@@ -216,8 +217,8 @@ def test_stock_classes_load_every_export(trained, exported, tmp_path):
     for name in ("diffusers", "hf", "official"):
         export_to(name, tmp_path / name)
     kinds = {
-        "transformer": (FluxTransformer2DModel, "diffusers"),
-        "vae": (AutoencoderKL, "diffusers"),
+        "transformer": (stock.FluxTransformer2DModel, "diffusers"),
+        "vae": (stock.AutoencoderKL, "diffusers"),
         "text_encoder": (CLIPTextModel, "hf"),
         "mllm": (LlavaForConditionalGeneration, "hf"),
     }

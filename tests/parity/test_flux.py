@@ -6,8 +6,6 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
-from diffusers import FluxTransformer2DModel  # noqa: E402
-
 from rb_jax.errors import InputError  # noqa: E402
 from rb_jax.port.exporting import export_checkpoint  # noqa: E402
 from rb_jax.port.importing import import_checkpoint  # noqa: E402
@@ -37,7 +35,7 @@ def test_bfl_layout(tmp_path):
     report = compare(tmp_path / "back", reference)
     assert report.passed, report.text()
     export_checkpoint(tmp_path / "back", "diffusers", tmp_path / "diffusers")
-    check.check_loads(FluxTransformer2DModel, tmp_path / "diffusers", reference)
+    check.check_loads(stock.FluxTransformer2DModel, tmp_path / "diffusers", reference)
     with pytest.raises(InputError, match="rb-jax export --format=diffusers"):
         compare(checkpoint, tmp_path / "bfl")
     with pytest.raises(InputError, match="rb-jax export --format=diffusers"):

@@ -18,14 +18,14 @@ from tests.parity import check, stock  # noqa: E402
 
 def test_gradients(tmp_path):
     """v1.5's projector, and fewer heads of keys than of queries."""
-    model = stock.llava(decoder=dict(num_key_value_heads=2))
+    model = stock.llava(num_key_value_heads=2)
     check.check_gradients(*check.imported(model, tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(("projector", "layer"), [("linear", -2), ("gelu", 1)])
 def test_original_layout(projector, layer, tmp_path):
     """Both projectors, out in the original layout and back in; out again in transformers'."""
-    model = stock.llava(projector, decoder=dict(rms_norm_eps=1e-5), vision_feature_layer=layer)
+    model = stock.llava(projector, layer)
     checkpoint, reference = check.imported(model, tmp_path)
     export_checkpoint(checkpoint, "official", tmp_path / "original")
     import_checkpoint(tmp_path / "original", tmp_path / "back", settings=["vision.heads=7"])

@@ -24,7 +24,7 @@ def official(tmp_path_factory):
 
 
 def test_gradients(official, tmp_path):
-    check.check_gradients(*official, tmp_path)
+    check.check_gradients(official[0], official[1], tmp_path)
 
 
 def test_export_is_a_state_dict_of_the_modules(official, tmp_path):

@@ -167,7 +167,7 @@ def test_lost_bits_are_an_error_that_lists_all(tmp_path, capsys):
 def test_values_that_a_dtype_holds_pass(tmp_path):
     made, given = plain("clip", tmp_path / "source")
     made["logit_scale"] = np.array(1.2345, np.float32)  # carried: kept as it is
-    made["vision_model.embeddings.position_ids"] = np.arange(5)[None]
+    made = made | {"vision_model.embeddings.position_ids": np.arange(5)[None]}
     for value, at in ((np.nan, 0), (np.inf, 1), (-np.inf, 2), (-0.0, 3), (2.0**-20, 4)):
         made["text_model.final_layer_norm.bias"][at] = value
     write(given, made)

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import torch
 from torch import nn
 
 from rb_jax.errors import InputError
@@ -47,7 +46,7 @@ def load(path: Path, part: Part) -> nn.ModuleDict:
 
 
 def modules(part: Part, names: set[str]) -> nn.ModuleDict:
-    """Freshly made, those that the file has. The authors' ``cond_proj`` serves models without CME."""
+    """Those that the file has, freshly made; ``cond_proj`` is the authors' for lack of a CME."""
     model = part.model
     out = model.mmdit.context_width
     makers = {

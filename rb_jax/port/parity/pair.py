@@ -19,9 +19,13 @@ from rb_jax.types import Array
 Record = TypeVar("Record")
 
 Inputs = dict[str, Any]  # name -> NumPy array
-Ours, Theirs = dict[str, jax.Array], dict[str, torch.Tensor]
+# What a stage gives, by its name.
+Ours = dict[str, jax.Array]
+Theirs = dict[str, torch.Tensor]
 ROWS, WORDS = 2, 9
-GUIDANCE = (1.5, 3.5)  # of each row
+# Of FLUX's inputs, which are embedded as sines and cosines of 1000 times their value. Of larger
+# ones the last bit of a frequency, which torch does not always round to nearest, would show most.
+TIMES, GUIDANCE = (0.6, 0.2), (0.1, 0.4)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from rb_jax.port.family import Part, read_json
 from rb_jax.port.parity.pair import (
     GUIDANCE,
     ROWS,
+    TIMES,
     WORDS,
     Inputs,
     Ours,
@@ -55,7 +56,7 @@ def flux_inputs(part: Part, stock: Any, rng: np.random.Generator) -> Inputs:
     return {
         "z_t": normal(rng, *latent),
         "source": normal(rng, *latent),
-        "t": np.linspace(0.9, 0.3, ROWS, dtype=np.float32),
+        "t": np.array(TIMES, np.float32),
         "guidance": np.array(GUIDANCE, np.float32),
         "tokens": normal(rng, ROWS, 7, model.mmdit.context_width),
         "vector": normal(rng, ROWS, model.text.width),

@@ -18,6 +18,7 @@ from rb_jax.frce import no_cues
 from rb_jax.port.parity.pair import (
     GUIDANCE,
     ROWS,
+    TIMES,
     lengths_mask,
     normal,
     pictures,
@@ -32,15 +33,13 @@ from rb_jax.train.state import definition, merge
 from rb_jax.train.weights import differing_model_keys
 from rb_jax.types import Array, Batch, Conditioning, Cues, Features, Text
 
-TIMES = (0.9, 0.3)  # of the velocities
-
 
 class Given(NamedTuple):
     """What both sides are given."""
 
     batch: Batch
-    z_t: np.ndarray  # [B H W C], the flow model's input
-    guidance: np.ndarray  # [B]
+    z_t: Array  # [B H W C], the flow model's input
+    guidance: Array  # [B]
 
 
 class Run(NamedTuple):
@@ -151,7 +150,7 @@ def beside(ours: Run, twin: ReasonBrainTorch, given: Given) -> list[tuple[str, t
         ("L_MLLM", (ours.mllm_loss, mllm_loss)),
         ("V_hat", (ours.v_hat, twin.qformer(v))),
         ("conditioning tokens", (ours.conditioning.tokens, tokens)),
-        *[(f"velocity at t={t}", pair) for t, *pair in zip(TIMES, ours.velocities, velocities)],
+        *[(f"velocity at t={TIMES[i]}", (ours.velocities[i], v)) for i, v in enumerate(velocities)],
         ("decoded picture", (ours.decoded, twin.decode(features.source_latent))),
     ]
 
