@@ -90,7 +90,7 @@ class TensorFiles(Mapping[str, TensorInfo]):
         info = self[name]
         data = self._read_bytes(info, 0, info.size)
         if checksum and name in self.checksums and zlib.crc32(data.data) != self.checksums[name]:
-            raise InputError(f"{info.file}: damaged, the checksum of {show(name)} is wrong")
+            raise InputError(damaged(info))
         return data.view(info.dtype).reshape(info.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -102,6 +102,32 @@ class TensorFiles(Mapping[str, TensorInfo]):
         row = info.dtype.itemsize * math.prod(info.shape[1:])
         data = self._read_bytes(info, start * row, (stop - start) * row)
         return data.view(info.dtype).reshape(shape)
+
+
+class CheckedFiles(TensorFiles):
+    """Files whose checksums are compared as they are read: whole tensors, and rows in order."""
+
+    def __init__(self, files: TensorFiles):
+        super().__init__(files._infos, files.metadata, files.checksums, files._read_bytes)
+        self._so_far: dict[str, tuple[int, int]] = {}  # rows read, and their checksum
+
+    def read(self, name: str, *, checksum: bool = True) -> np.ndarray:
+        return super().read(name, checksum=checksum)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """As ``TensorFiles.read_rows``; with the last of rows read in order they are compared."""
+        rows = super().read_rows(name, start, stop)
+        count, checksum = self._so_far.get(name, (0, 0)) if start else (0, 0)
+        if start == count and name in self.checksums:
+            checksum = zlib.crc32(rows.reshape(-1).view(np.uint8).data, checksum)
+            self._so_far[name] = (stop, checksum)
+            if stop == self[name].shape[0] and checksum != self.checksums[name]:
+                raise InputError(damaged(self[name]))
+        return rows
+
+
+def damaged(info: TensorInfo) -> str:
+    return f"{info.file}: damaged, the checksum of {show(info.name)} is wrong"
 
 
 def verify(files: TensorFiles) -> None:

@@ -18,7 +18,7 @@ from rb_jax.errors import InputError
 from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Family, Layout, Names, Part, read_json
 from rb_jax.port.table import EXTRAS
-from rb_jax.tensor_files import TensorFiles
+from rb_jax.tensor_files import CheckedFiles, TensorFiles
 
 CONFIG, STEM = "config.json", "model"
 TOKENIZER = "tokenizer.json"
@@ -59,7 +59,7 @@ def open_component(folder: Path) -> Component:
     if family is None or layout is None or not isinstance(names, dict):
         raise InputError(f"{folder}: not a folder that rb-jax import wrote")
     part = Part(checked_values(stored.get("model"), str(folder / CONFIG)))
-    files = TensorFiles.open(folder)
+    files = CheckedFiles(TensorFiles.open(folder))
     config = stored.get("source_config") or {}
     return Component(family, layout, names, part, config, files, folder)
 

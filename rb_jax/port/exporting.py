@@ -20,6 +20,7 @@ from rb_jax.port.component import CONFIG, TOKENIZER, Component, is_component, op
 from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Family, Layout, Names, Part, porter
 from rb_jax.port.table import EXTRAS, Porter, Tensors, raise_problems
+from rb_jax.tensor_files import CheckedFiles
 from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors
 from rb_jax.train.weights import has_weights, load_weights, open_weights
 
@@ -107,7 +108,8 @@ def export_checkpoint(
 def open_model(folder: Path) -> tuple[Config, Tensors]:
     """A whole model: a weights folder, read as needed, or a training workdir."""
     if has_weights(folder):
-        return open_weights(folder)
+        config, files = open_weights(folder)
+        return config, CheckedFiles(files)
     config, params = load_weights(folder)
     return config, Arrays(params)
 

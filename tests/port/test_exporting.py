@@ -16,6 +16,7 @@ from rb_jax.port.families import FAMILIES
 from rb_jax.port.families.reasonbrain import PREFIXES
 from rb_jax.port.family import porter
 from rb_jax.port.importing import import_checkpoint
+from rb_jax.tensor_files import TensorFiles
 from rb_jax.tensor_writer import TensorSpec, write_tensors
 from tests import tiny
 from tests.port import whole
@@ -147,6 +148,22 @@ def test_a_part_whose_tensors_do_not_fit_lists_all(tmp_path):
         "text/token_embedding has shape (32, 20), expected (33, 20)"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("cached_porters")
+@pytest.mark.parametrize("path", ["text/token_embedding", "text/layers/mlp/fc1/kernel"])
+def test_a_damaged_part_is_not_passed_on(path, tmp_path):
+    """One bit of a tensor that is read whole, and of one that is read a layer at a time."""
+    import_checkpoint(source(tmp_path / "source", "clip text"), tmp_path / "part")
+    info = TensorFiles.open(tmp_path / "part")[path]
+    with open(info.file, "r+b") as file:
+        file.seek(info.offset + info.size - 1)
+        (byte,) = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(InputError, match=f"damaged, the checksum of '{path}' is wrong"):
+        export_checkpoint(tmp_path / "part", "hf", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["part", "source"]
 
 
 # Whole models -----------------------------------------------------------------------------------
