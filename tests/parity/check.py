@@ -15,7 +15,7 @@ from rb_jax.port.exporting import Arrays
 from rb_jax.port.family import open_source, porter
 from rb_jax.port.importing import detect, import_checkpoint
 from rb_jax.port.parity.pair import Inputs
-from rb_jax.port.parity.report import Stages, report
+from rb_jax.port.parity.report import Stages, measured
 from rb_jax.port.parity.sides import open_sides
 
 GRADIENT_TOLERANCE = 1e-4
@@ -54,7 +54,8 @@ def check_loads(kind: Any, folder: Path, reference: Path) -> Any:
 def check_gradients(checkpoint: Path, reference: Path, scratch: Path) -> None:
     """Outputs, and gradients of a random sum of all outputs, of both sides."""
     stages, gradients = outputs_and_gradients(checkpoint, reference, scratch)
-    assert report(stages).passed, report(stages).text()
+    report = measured(stages)
+    assert report.passed, report.text()
     floor = FLOOR * max(np.abs(b).max() for _, b in gradients.values())
     errors = {
         name: np.abs(a - b).max() / max(np.abs(b).max(), floor)

@@ -13,7 +13,7 @@ from transformers import SamModel  # noqa: E402
 from rb_jax.errors import InputError  # noqa: E402
 from rb_jax.port.exporting import export_checkpoint  # noqa: E402
 from rb_jax.port.parity import compare  # noqa: E402
-from rb_jax.port.parity.report import measure, psnr, report  # noqa: E402
+from rb_jax.port.parity.report import measure, measured, psnr  # noqa: E402
 from tests.parity import check, stock  # noqa: E402
 
 EXPECTED = """
@@ -30,9 +30,9 @@ def test_text():
         "V": (np.array([0.0, 10.00001]), np.array([0.0, 10.0])),
         "a longer name": (np.array([[2.003]]), np.array([[2.0]])),
     }
-    assert report(stages, 61.4).text() == EXPECTED.strip()
-    assert report({"V": stages["V"]}).text().endswith("PASS: 1 of 1 agree")
-    assert report({"V": stages["V"]}, 49.9).failed == ["final edit"]
+    assert measured(stages, 61.4).text() == EXPECTED.strip()
+    assert measured({"V": stages["V"]}).text().endswith("PASS: 1 of 1 agree")
+    assert measured({"V": stages["V"]}, 49.9).failed == ["final edit"]
 
 
 def test_nothing_undefined_passes():
@@ -40,7 +40,7 @@ def test_nothing_undefined_passes():
     assert not any(measure("", *pair).passed for pair in [(nan, nan), (nan, one), (one, nan)])
     assert not any(measure("", *pair).passed for pair in [(inf, inf), (one, inf), (one, 0 * one)])
     assert measure("", 0 * one, 0 * one).passed
-    assert not report({"V": (one, one)}, psnr(nan, nan)).passed
+    assert not measured({"V": (one, one)}, psnr(nan, nan)).passed
     with pytest.raises(ValueError, match=r"V: our shape is \(1,\), PyTorch's \(\)"):
         measure("V", one, 1.0)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rb_jax.editor import check_seed
 from rb_jax.errors import InputError
 from rb_jax.port.component import is_component, open_component
-from rb_jax.port.parity.report import Report, psnr, report
+from rb_jax.port.parity.report import Report, measured, psnr
 from rb_jax.train.weights import SHIPPED, load_weights, resolve
 
 
@@ -31,11 +31,11 @@ def compare(checkpoint: str | Path, reference: str | Path, seed: int = 0) -> Rep
     if is_component(folder):
         from rb_jax.port.parity.sides import run_part
 
-        return report(run_part(open_component(folder), reference, seed))
+        return measured(run_part(open_component(folder), reference, seed))
     from rb_jax.port.parity.whole import run_whole
 
     config, params = load_weights(folder)
     if config.train.task != "edit":
         raise InputError(f"{checkpoint} holds an autoencoder: import its export, and compare that")
     stages, edits = run_whole(config, params, reference, seed)
-    return report(stages, psnr(*edits))
+    return measured(stages, psnr(*edits))

@@ -68,7 +68,7 @@ class Report:
         return "\n".join(lines)
 
 
-def report(stages: Stages, final_psnr: float | None = None) -> Report:
+def measured(stages: Stages, final_psnr: float | None = None) -> Report:
     return Report(tuple(measure(name, *pair) for name, pair in stages.items()), final_psnr)
 
 
