@@ -6,6 +6,7 @@ Flags are absl's; any value of a configuration is set with ``--config.a.b=value`
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -226,7 +227,7 @@ DATA = {"reasonworld": data_reasonworld}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; 0 when done, 2 with one line on stderr for bad input."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_underscored(a) for a in (sys.argv[1:] if argv is None else argv)]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if argv else 2
@@ -242,6 +243,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except BrokenPipeError:
         return 1
+
+
+def _underscored(argument: str) -> str:
+    """``--allow-pickle`` as absl knows it, ``--allow_pickle``; the value is left alone."""
+    flag, equals, value = argument.partition("=")
+    known = re.fullmatch(r"--[a-z]+(-[a-z]+)+", flag)
+    return (f"--{flag[2:].replace('-', '_')}" if known else flag) + equals + value
 
 
 def _version() -> str:

@@ -209,3 +209,10 @@ def test_overrides_reach_the_training(monkeypatch):
     assert config.model.frce.region_branch is False and config.optimizer.learning_rate == 1.0
     assert config.model.mmdit.axes_dim == (16, 8, 16)
     assert config.model.vision == type(tiny.CONFIG)().model.vision
+
+
+def test_dashes_in_flags_are_underscores(tmp_path, capsys):
+    """Values keep theirs."""
+    flags = [f"--source={tmp_path}/no-such", f"--out={tmp_path}/o", "--allow-pickle"]
+    assert main(["import", *flags]) == 2
+    assert "no-such" in capsys.readouterr().err

@@ -48,14 +48,11 @@ def run_part(component: Component, reference: Path, seed: int) -> Stages:
 
 def open_sides(component: Component, reference: Path, seed: int) -> Sides:
     """Both sides in float32 and their inputs; weights of another dtype are widened."""
-    name = component.family.name
-    pair = PAIRS[name]
-    values = _common_values(component, reference, pair)
-    part = Part(values)
-    made = component.family.modules(part)
+    pair = PAIRS[component.family.name]
+    part = Part(_common_values(component, reference, pair))
     graphs = {
         at: nnx.split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))))[0]
-        for at, make in made.items()
+        for at, make in component.family.modules(part).items()
     }
     params = {
         path: component.files.read(path).astype(np.float32)
@@ -64,16 +61,16 @@ def open_sides(component: Component, reference: Path, seed: int) -> Sides:
     }
 
     def forward(params: Mapping[str, Any], inputs: Inputs) -> Ours:
-        modules = {
-            at: merge(graph, {p.removeprefix(f"{at}/"): x for p, x in params.items()
-                              if p.startswith(f"{at}/")})
-            for at, graph in graphs.items()
-        }  # fmt: skip
+        modules = {at: merge(graph, _under(params, f"{at}/")) for at, graph in graphs.items()}
         return pair.ours(modules, part, inputs)
 
     stock = pair.stock(reference, part).eval()
     inputs = pair.inputs(part, stock, np.random.default_rng(seed))
     return Sides(pair, part, params, forward, stock, inputs)
+
+
+def _under(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {p.removeprefix(prefix): x for p, x in params.items() if p.startswith(prefix)}
 
 
 def _common_values(component: Component, reference: Path, pair: Pair) -> dict[str, dict[str, Any]]:

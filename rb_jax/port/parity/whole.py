@@ -65,7 +65,8 @@ def run_whole(
     twin = ReasonBrainTorch.from_pretrained(reference)
     differing = differing_model_keys(config, twin.config)
     if differing:
-        raise InputError(f"{reference} is another model: {', '.join(differing)} differ")
+        more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+        raise InputError(f"{reference} is another model: {', '.join(differing[:8])}{more} differ")
     graph = definition(config)[0]
     params = {path: np.asarray(value, np.float32) for path, value in params.items()}
     given, key = random_inputs(config, np.random.default_rng(seed)), jax.random.key(seed)
