@@ -20,6 +20,7 @@ from rb_jax.errors import InputError
 USAGE = """rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain in JAX)
 
   rb-jax train --config=FILE.py --workdir=DIR [--config.a.b=VALUE ...]
+              [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]
       Trains, or continues what is in DIR; checkpoints, metrics, TensorBoard and weights go there.
   rb-jax edit --image=PATH --instruction=TEXT --out=PATH
               [--checkpoint=DIR --steps=N --guidance=G --true_cfg=G --seed=S]
@@ -38,6 +39,10 @@ USAGE = """rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain i
   rb-jax parity --checkpoint=DIR --reference=DIR
       Runs ours and PyTorch's side on the same inputs and compares them stage by stage.
 
+  rb-jax plan --config=FILE.py --topology=v5p:2x2x1,v5e:16x16,h200:8 [--slices=N --preset=NAME]
+              [--search --batch_per_chip=N --program=sample --json=FILE --report=FILE.html]
+      Compiles the step for hardware that is not here: memory, communication, predicted time.
+
   rb-jax VERB --help lists all flags of a verb.
 """
 
@@ -46,7 +51,13 @@ def train(argv: Sequence[str]) -> int:
     values = _flags(argv, "train")
     _config_file(values, argv)
     _string(values, "workdir", None, "Folder of the run: checkpoints, logs, weights.")
+    _process_flags(values)
     _parse(values, argv, required=("config", "workdir"))
+    from rb_jax.sharding import distributed
+
+    # First of all: JAX must not have looked for devices yet.
+    places = (values.coordinator_address, values.num_processes, values.process_id)
+    distributed.start(os.environ, *places)
     from rb_jax.train.loop import train as run
 
     return run(from_config_dict(values.config), values.workdir)
@@ -212,6 +223,31 @@ def parity(argv: Sequence[str]) -> int:
     return 0 if report.passed else 1
 
 
+def plan(argv: Sequence[str]) -> int:
+    argv = _preset(argv)
+    values = _flags(argv, "plan")
+    _config_file(values, argv)
+    topology = "Hardware, comma-separated: v5p:2x2x1, v5e:16x16, v6e:8x8, h200:8, ..."
+    flags.DEFINE_list("topology", None, topology, flag_values=values)
+    flags.DEFINE_integer("slices", 1, "Slices of each TPU topology.", flag_values=values)
+    _string(values, "preset", None, "The configuration file's preset, e.g. paper or lora,1024.")
+    flags.DEFINE_enum(
+        "program", "train", ["train", "sample"], "The training step, or the sampler.",
+        flag_values=values,
+    )  # fmt: skip
+    per_chip = "Examples a chip, for every topology (default: the configuration's batch)."
+    flags.DEFINE_integer("batch_per_chip", 0, per_chip, flag_values=values)
+    flags.DEFINE_bool("search", False, "Try meshes, batches and remat.", flag_values=values)
+    flags.DEFINE_integer("compiles", 3, "Candidates that --search compiles.", flag_values=values)
+    _string(values, "json", None, "File for the rows.")
+    _string(values, "report", None, "File for an HTML page with charts.")
+    _string(values, "save", None, "Folder for the optimized programs.")
+    _parse(values, argv, required=("config", "topology"))
+    from rb_jax.plan.command import run
+
+    return run(values, argv)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "edit": edit,
@@ -221,6 +257,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "assemble": assemble,
     "export": export,
     "parity": parity,
+    "plan": plan,
 }
 DATA = {"reasonworld": data_reasonworld}
 
@@ -289,8 +326,25 @@ def _config_file(values: flags.FlagValues, argv: Sequence[str]) -> None:
             check_key(flag.removeprefix("config."))
 
 
+def _preset(argv: Sequence[str]) -> list[str]:
+    """--preset=NAME as the configuration file's argument: --config=FILE:NAME."""
+    presets = [a.partition("=")[2] for a in argv if a.startswith("--preset=")]
+    return [
+        f"{a}:{presets[-1]}" if presets and a.startswith("--config=") and ":" not in a else a
+        for a in argv
+    ]
+
+
 def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
     flags.DEFINE_string(name, default, text, flag_values=values)
+
+
+def _process_flags(values: flags.FlagValues) -> None:
+    integer, found = flags.DEFINE_integer, "(default: found on Cloud TPU and Slurm)."
+    _string(values, "coordinator_address", None,
+            f"With several processes: HOST:PORT of the first, for all {found}")  # fmt: skip
+    integer("num_processes", None, f"How many processes train together {found}", flag_values=values)
+    integer("process_id", None, f"Which of them this is, from 0 {found}", flag_values=values)
 
 
 def _sampling_flags(values: flags.FlagValues) -> None:

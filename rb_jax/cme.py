@@ -82,7 +82,7 @@ class Enhancer(nnx.Module):
         encoded_mask: Bool[Array, "B E"],
         cues: Float[Array, "B V C"],
         cue_mask: Bool[Array, "B V"],
-        remat: bool = False,
+        remat: str = "off",
     ) -> Float[Array, "B Q2 C"]:
         """R_bar of this modality."""
         q = jnp.broadcast_to(self.queries[...], (v_hat.shape[0], *self.queries.shape))

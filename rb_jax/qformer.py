@@ -40,7 +40,7 @@ class QFormer(nnx.Module):
         )
         self.out_norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
 
-    def __call__(self, v: Float[Array, "B I C_l"], remat: bool = False) -> Float[Array, "B Q C"]:
+    def __call__(self, v: Float[Array, "B I C_l"], remat: str = "off") -> Float[Array, "B Q C"]:
         """V_hat."""
         v = self.input_proj(v)
         q = jnp.broadcast_to(self.queries[...], (v.shape[0], *self.queries.shape))

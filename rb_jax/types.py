@@ -102,6 +102,14 @@ class Features:
 
 
 @record
+class FeatureBatch:
+    """A batch whose encoders ran ahead of time (config.data.inputs = "features")."""
+
+    features: Features
+    target_latent: Float[Array, "B H W C"]
+
+
+@record
 class Cues:
     """FRCE's outputs R_V and R_T (PAPER section 4.2)."""
 
@@ -118,3 +126,11 @@ class Conditioning:
     tokens: Float[Array, "B M C"]
     vector: Float[Array, "B C_v"]
     source_latent: Float[Array, "B H W C_z"]
+
+
+@record
+class FlowBatch:
+    """A batch for the flow model alone (config.train.task = "mmdit")."""
+
+    conditioning: Conditioning
+    target_latent: Float[Array, "B H W C"]

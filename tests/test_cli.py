@@ -194,7 +194,7 @@ def test_overrides_reach_the_training(monkeypatch):
 
     def train(config, workdir):
         seen.update(config=config, workdir=workdir)
-        return 143
+        return 75
 
     monkeypatch.setattr("rb_jax.train.loop.train", train)
     overrides = [
@@ -203,7 +203,7 @@ def test_overrides_reach_the_training(monkeypatch):
         "--config.optimizer.learning_rate=1",
         "--config.model.mmdit.axes_dim=(16,8,16)",
     ]
-    assert main([*TRAIN, *overrides]) == 143
+    assert main([*TRAIN, *overrides]) == 75
     config = seen["config"]
     assert seen["workdir"] == "run" and config.train.steps == 250
     assert config.model.frce.region_branch is False and config.optimizer.learning_rate == 1.0

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rb_jax.flow import matching
-from rb_jax.reasonbrain import drop, without_condition
+from rb_jax.flow.training import keep
 from rb_jax.train.flops import count_flops
 from rb_jax.train.state import cast_params
-from rb_jax.types import Conditioning, Text
+from rb_jax.types import Text
 from tests import tiny
 
 ROW = 1  # where a batch is changed; it has padding of every kind
@@ -215,14 +215,19 @@ def test_loss_is_the_error_of_the_velocity():
     )  # fmt: skip
     flow, rng = config.flow, jax.random.key(3)
 
+    def one_example(time, noise, kept, guidance, shape):
+        t = matching.sample_times(time, 1, flow, 16)[0]
+        kept = jax.random.bernoulli(kept, jnp.array([0.5, 0.6]))
+        guidance = jax.random.uniform(guidance, minval=1.0, maxval=5.0)
+        return t, jax.random.normal(noise, shape), kept, guidance
+
     def parts(model, batch):
         conditioning, mllm = model.condition(model.encode(batch))
         x0 = model.encode_latents(batch.target)
-        times, noises, drops, guidances = jax.random.split(rng, 4)
-        noise = jax.random.normal(noises, x0.shape)
-        t = matching.sample_times(times, 3, flow, 16)
-        guidance = jax.random.uniform(guidances, (3,), minval=1.0, maxval=5.0)
-        conditioning = drop(conditioning, drops, 0.5, 0.4)
+        keys = [jax.random.split(jax.random.fold_in(rng, row), 4) for row in range(3)]
+        rows = [one_example(*four, x0.shape[1:]) for four in keys]
+        t, noise, kept, guidance = map(jnp.stack, zip(*rows, strict=True))
+        conditioning = keep(conditioning, kept)
         z_t = (1 - t[:, None, None, None]) * x0 + t[:, None, None, None] * noise
         velocity = model.mmdit(z_t, t, guidance, conditioning)
         return model.loss(batch, rng), ((velocity - (noise - x0)) ** 2).mean(), mllm.mean()
@@ -248,7 +253,8 @@ def test_no_gradient_reaches_the_autoencoder():
 
 
 def test_remat_wraps_every_stack():
-    config = tiny.config(model__remat=True)
+    groups = ("double_blocks", "single_blocks", "mllm", "others")
+    config = tiny.config(**{f"remat__{group}": "full" for group in groups})
     wrapped = {}
     for remat, setting in ((False, tiny.CONFIG), (True, config)):
         graph = jax.make_jaxpr(tiny.jit(lambda m, b: m.loss(b, jax.random.key(0))[0], setting))
@@ -257,32 +263,6 @@ def test_remat_wraps_every_stack():
     assert wrapped[False][0] == 0
     # Of each stack one: vision, text twice, FRCE 3, LLaMA, QFormer, CME 2, MMDiT 2.
     assert wrapped[True][0] == 12 <= wrapped[True][1]
-
-
-def test_drop_blanks_whole_conditions_at_the_given_rates():
-    count = 20_000
-    ones = Conditioning(
-        jnp.ones((count, 2, 3)), jnp.ones((count, 4)), jnp.ones((count, 2, 2, 1))
-    )  # fmt: skip
-    out = jax.jit(lambda key: drop(ones, key, 0.3, 0.1))(jax.random.key(0))
-    kept = {f: np.asarray(getattr(out, f)).reshape(count, -1) for f in ("tokens", "vector")}
-    source = np.asarray(out.source_latent).reshape(count, -1)
-    for values in (*kept.values(), source):
-        assert (values == values[:, :1]).all()  # all of an example or nothing of it
-    np.testing.assert_array_equal(kept["tokens"][:, 0], kept["vector"][:, 0])
-    assert 1 - kept["tokens"].mean() == pytest.approx(0.3, abs=0.01)
-    assert 1 - source.mean() == pytest.approx(0.1, abs=0.01)
-    both = 1 - np.maximum(kept["tokens"][:, 0], source[:, 0])
-    assert both.mean() == pytest.approx(0.03, abs=0.005)  # independently
-    same = drop(ones, jax.random.key(0), 0.0, 0.0)
-    jax.tree.map(np.testing.assert_array_equal, same, ones)
-
-
-def test_null_condition_keeps_the_source():
-    conditioning = tiny.conditioning(2)
-    null = without_condition(jax.tree.map(jnp.asarray, conditioning))
-    assert not np.any(null.tokens) and not np.any(null.vector)
-    np.testing.assert_array_equal(null.source_latent, conditioning.source_latent)
 
 
 @pytest.fixture(scope="module")

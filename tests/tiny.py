@@ -46,7 +46,7 @@ definition = functools.cache(state.definition)
 
 
 def config(**changes: Any) -> Config:
-    """The small model; ``changes`` are dotted keys with ``__`` for the dot: ``model__remat``."""
+    """The small model; ``changes`` are dotted keys with ``__`` for the dot: ``train__steps``."""
     values = to_config_dict(Config())
     flat = {f"{group}.{key}": v for group, keys in CHANGES.items() for key, v in keys.items()}
     values.update_from_flattened_dict(flat)

@@ -27,5 +27,7 @@ from rb_jax.config.schema import ModelConfig as ModelConfig
 from rb_jax.config.schema import OptimizerConfig as OptimizerConfig
 from rb_jax.config.schema import QFormerConfig as QFormerConfig
 from rb_jax.config.schema import RegionConfig as RegionConfig
+from rb_jax.config.schema import RematConfig as RematConfig
 from rb_jax.config.schema import SAMConfig as SAMConfig
 from rb_jax.config.schema import TrainConfig as TrainConfig
+from rb_jax.config.sizes import paper_model as paper_model

@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from rb_jax.config.remat import parse
 from rb_jax.config.schema import Config, ConfigError
 
+# (1 - b2) g^2 must be more than half of bfloat16's last bit of the moment it is added to.
+MAX_BFLOAT16_B2 = 0.99
 MAY_BE_ZERO = ("layers", "blocks", "lora_rank", "in_width")
 
 
@@ -65,6 +68,27 @@ def check(config: Config) -> None:
         (config.optimizer.warmup_steps < train.steps or train.steps == 0,
          "optimizer.warmup_steps", f"must be below train.steps={train.steps}"),
     ]  # fmt: skip
+    for key, setting in dataclasses.asdict(config.remat).items():
+        if setting not in ("off", "full"):
+            rules.append((not (why := remat_error(setting)), f"remat.{key}", why))
+    stalls = train.param_dtype == "bfloat16" and config.optimizer.b2 > MAX_BFLOAT16_B2
+    rules += [
+        (train.accumulation >= 1 and train.batch_size % train.accumulation == 0,
+         "train.accumulation",
+         f"{train.accumulation} does not divide batch_size={train.batch_size}"),
+        (not stalls, "optimizer.b2", f"{config.optimizer.b2} is more than a second moment in "
+         f"bfloat16 can follow; use at most {MAX_BFLOAT16_B2}, or train.param_dtype='float32'"),
+        (train.task != "mmdit" or data.name == "synthetic", "data.name",
+         "train.task='mmdit' reads latents and conditioning: 'synthetic' is the only such source"),
+        (data.inputs == "pixels" or data.name == "synthetic", "data.inputs",
+         "features come from data.name='synthetic' only"),
+        (data.inputs == "pixels" or train.task != "autoencoder", "data.inputs",
+         "train.task='autoencoder' learns from pixels"),
+        (train.eval_examples == 0 or (train.task != "mmdit" and data.inputs == "pixels"),
+         "train.eval_examples", "must be 0: there are no pictures in latents and features"),
+        (mmdit.source != "none" or train.task == "mmdit", "model.mmdit.source",
+         "an edit needs its source: 'channel' or 'sequence'"),
+    ]  # fmt: skip
     for name, width, heads in [
         ("vision", vision.width, vision.heads),
         ("text", model.text.width, model.text.heads),
@@ -84,6 +108,15 @@ def check(config: Config) -> None:
     for holds, key, why in rules:
         if not holds:
             raise ConfigError(f"config.{key}: {why}")
+
+
+def remat_error(setting: str) -> str:
+    """What is wrong with the names of a remat setting; empty if nothing is."""
+    try:
+        parse(setting)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _sizes(group: Any, prefix: str) -> Iterator[tuple[str, float]]:

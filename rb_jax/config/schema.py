@@ -150,11 +150,13 @@ class MMDiTConfig:
     rope_theta: float = 10_000.0
     guidance_embed: bool = True
     patch_size: int = 2
-    source: Literal["channel", "sequence"] = "channel"
+    source: Literal["channel", "sequence", "none"] = "channel"
     # Values in a token of the input; 0 is what ``source`` needs, more are filled with zeros.
     in_width: int = 0
     # What the last layer's output means: FLUX's velocity, or the data x0 from which it follows.
     prediction: Literal["velocity", "data"] = "velocity"
+    lora_rank: int = 0  # of every projection of the blocks; 0 is no LoRA
+    lora_alpha: float = 1.0
 
     @property
     def mlp_width(self) -> int:
@@ -179,7 +181,6 @@ class ModelConfig:
     cme: CMEConfig = field(default_factory=CMEConfig)
     mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
 
     def region_grid(self, image_size: int) -> int:
         """Cells a side of the region masks' grid."""
@@ -211,9 +212,15 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """``name`` is ``reasonworld`` or ``folder`` (then ``path`` is in the Reason50K layout)."""
+    """``name`` is ``reasonworld``, ``folder`` (then ``path`` is in the Reason50K layout), or
+    ``synthetic`` (noise of the right shapes, to time a machine).
 
-    name: Literal["reasonworld", "folder"] = "reasonworld"
+    ``inputs`` says what an example holds: pixels and tokens, or the frozen encoders' features,
+    computed ahead of time; then the model has no encoders.
+    """
+
+    name: Literal["reasonworld", "folder", "synthetic"] = "reasonworld"
+    inputs: Literal["pixels", "features"] = "pixels"
     path: str = ""
     split: str = "train"
     val_split: str = "val"
@@ -240,15 +247,19 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    task: Literal["edit", "autoencoder"] = "edit"
+    # edit is the whole model; mmdit the flow model alone, from latents and conditioning.
+    task: Literal["edit", "mmdit", "autoencoder"] = "edit"
     steps: int = 600
     batch_size: int = 32
+    accumulation: int = 1  # parts of the batch, one after the other, for one update
     seed: int = 0
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # 0: no running average is kept
+    param_dtype: Literal["float32", "bfloat16"] = "float32"  # of what is trained
     # Patterns over parameter paths ("mllm/**/lora_*"); what none matches is frozen.
     trainable: tuple[str, ...] = ("**",)
     frozen: tuple[str, ...] = ("autoencoder/**",)
@@ -267,13 +278,27 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; -1 fills. ``slices`` are joined by a slower network."""
+    """Devices along each axis of the mesh; -1 fills. ``slices`` are joined by a slower network.
+
+    With both data and fsdp -1, fsdp takes up to 64 devices of a slice and data the rest.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
     slices: int = 1
+
+
+@dataclass(frozen=True)
+class RematConfig:
+    """What a block keeps for its backward pass: ``off`` (all), ``full`` (its input alone), or the
+    names to keep, such as ``qkv,attention,mlp@host`` (rb_jax.config.remat.NAMES)."""
+
+    double_blocks: str = "off"
+    single_blocks: str = "off"
+    mllm: str = "off"
+    others: str = "off"  # encoders, FRCE, QFormer, CME
 
 
 @dataclass(frozen=True)
@@ -284,6 +309,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    remat: RematConfig = field(default_factory=RematConfig)
 
     def __post_init__(self):
         from rb_jax.config.checks import check

@@ -94,17 +94,13 @@ class Order:
     batch_size: int  # global, over all processes
     seed: int
     start_step: int = 0
-    process_index: int = 0
-    process_count: int = 1
+    rows: Int[np.ndarray, " R"] | None = None  # of every global batch; None: all
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.batch_size % self.process_count:
-            raise InputError(
-                f"config.train.batch_size: {self.batch_size} cannot be shared evenly by"
-                f" {self.process_count} processes; use a multiple"
-            )
-        if not 0 <= self.process_index < self.process_count:
-            raise ValueError(f"process {self.process_index} of {self.process_count}")
+        if self.batch_size < 1:
+            raise InputError(f"config.train.batch_size: {self.batch_size} is not positive")
+        if self.rows is not None and not all(0 <= row < self.batch_size for row in self.rows):
+            raise ValueError(f"rows {self.rows} of a batch of {self.batch_size}")
         if self.start_step < 0:
             raise ValueError(f"start_step must not be negative, got {self.start_step}")
 
@@ -115,8 +111,7 @@ def ordered(
     """Endless ``make(example numbers)`` for the steps of an order, prepared ahead by threads.
 
     Each epoch is a fresh permutation of range(count); batches run across the ends of epochs, so a
-    set smaller than a batch repeats within it. Processes hold consecutive parts of the one global
-    batch, in process order. Raises InputError if there are no examples.
+    set smaller than a batch repeats within it. Raises InputError if there are no examples.
     """
     if count < 1:
         raise InputError("the data set has no examples")
@@ -129,8 +124,7 @@ def ordered(
 
 def _numbering(count: int, order: Order) -> Callable[[int], Int[np.ndarray, " B"]]:
     """The function from a step to the numbers of this process's examples."""
-    rows = order.batch_size // order.process_count
-    rank = np.arange(rows) + order.process_index * rows
+    rows = np.arange(order.batch_size) if order.rows is None else order.rows
 
     @functools.lru_cache(maxsize=2)  # a step rarely touches more than two epochs
     def epoch_order(epoch: int) -> np.ndarray:
@@ -140,8 +134,8 @@ def _numbering(count: int, order: Order) -> Callable[[int], Int[np.ndarray, " B"
         return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
     def numbers(step: int) -> np.ndarray:
-        epochs, places = np.divmod(step * order.batch_size + rank, count)
-        result = np.empty(rows, np.int64)
+        epochs, places = np.divmod(step * order.batch_size + rows, count)
+        result = np.empty(len(rows), np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             result[chosen] = epoch_order(int(epoch))[places[chosen]]
@@ -154,14 +148,11 @@ def batches(
     config: Config,
     split: str,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, " R"] | None = None,
 ) -> Iterator[Batch]:
-    """The endless stream of this process's rows of every global batch from ``start_step`` on."""
+    """The endless stream of these rows (default: all) of every global batch from ``start_step``."""
     source, collate = open_source(config.data, split), Collator(config)
-    order = Order(
-        config.train.batch_size, config.data.seed, start_step, process_index, process_count
-    )
+    order = Order(config.train.batch_size, config.data.seed, start_step, rows)
 
     def make(numbers: np.ndarray) -> Batch:
         return collate([source[int(number)] for number in numbers])

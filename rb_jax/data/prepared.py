@@ -72,11 +72,10 @@ class Prepared:
         batch_size: int,
         seed: int,
         start_step: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Int[np.ndarray, " R"] | None = None,
     ) -> Iterator[Batch]:
         """The endless stream of batches, in the order of ``loader.batches``."""
-        order = loader.Order(batch_size, seed, start_step, process_index, process_count)
+        order = loader.Order(batch_size, seed, start_step, rows)
         return loader.ordered(len(self), order, self.__getitem__, threads=1)
 
 

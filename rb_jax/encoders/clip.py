@@ -70,7 +70,7 @@ class CLIPVision(nnx.Module):
         self.layers = stack(lambda r: CLIPEncoderLayer(config, r), config.layers, rngs)
 
     def __call__(
-        self, images: UInt8[Array, "B S S 3"], remat: bool = False
+        self, images: UInt8[Array, "B S S 3"], remat: str = "off"
     ) -> tuple[Float[Array, "B E C"], Float[Array, "B P C"]]:
         """E_I(I): the last hidden state, and the patch tokens of ``config.feature_layer``."""
         pixels = preprocess(images, self.config.image_size)
@@ -106,7 +106,7 @@ class CLIPText(nnx.Module):
         self.final_layer_norm = nnx.LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
 
     def __call__(
-        self, ids: Int[Array, "N T"], mask: Bool[Array, "N T"], remat: bool = False
+        self, ids: Int[Array, "N T"], mask: Bool[Array, "N T"], remat: str = "off"
     ) -> tuple[Float[Array, "N T C"], Float[Array, "N C"]]:
         """All hidden states, and the one at each row's last token."""
         x = self.token_embedding[...][ids] + self.position_embedding[...][: ids.shape[1]]
@@ -116,7 +116,7 @@ class CLIPText(nnx.Module):
         return x, jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
 
     def encode_objects(
-        self, objects: Text, present: Bool[Array, "B O"], remat: bool = False
+        self, objects: Text, present: Bool[Array, "B O"], remat: str = "off"
     ) -> Float[Array, "B O C"]:
         """Pooled vector of each object's name; absent objects give zeros."""
         batch, count, length = objects.ids.shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from rb_jax.config import AutoencoderConfig, Config
 from rb_jax.layers.attention import attention
@@ -173,14 +173,20 @@ class AutoencoderTrainer(nnx.Module):
         self.kl_weight = config.train.kl_weight
         self.autoencoder = Autoencoder(config.model.autoencoder, rngs)
 
-    def loss(self, batch: Batch, rng: jax.Array) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
+    def loss(
+        self, batch: Batch, rng: jax.Array, rows: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
         """L1 + squared error of the reconstruction + ``kl_weight`` x KL to the unit Gaussian."""
         images = (
             batch.source if batch.target is None else jnp.concatenate([batch.source, batch.target])
         )
         images = to_float(images)
         mean, logvar = self.autoencoder.moments(images)
-        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape)
+        rows = jnp.arange(len(batch.source)) if rows is None else rows
+        numbers = rows if batch.target is None else jnp.concatenate([2 * rows, 2 * rows + 1])
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, numbers)
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+        z = mean + jnp.exp(0.5 * logvar) * noise
         out = self.autoencoder.decoder(z.astype(self.autoencoder.decoder.conv_in.kernel.dtype))
         error = out.astype(jnp.float32) - images
         mse, l1 = jnp.mean(error**2), jnp.mean(jnp.abs(error))

@@ -29,17 +29,23 @@ class Curve:
 
 
 def line_chart(
-    title: str, curves: Sequence[Curve], x_label: str = "step", from_zero: bool = False
+    title: str,
+    curves: Sequence[Curve],
+    x_label: str = "step",
+    from_zero: bool = False,
+    x_log: bool = False,
 ) -> str:
     """One chart of the curves that have points; an empty string if none has any.
 
-    The vertical axis spans the values, or begins at zero if ``from_zero``.
+    The vertical axis spans the values, or begins at zero if ``from_zero``; the horizontal one
+    begins at zero, or spans the values in powers if ``x_log``.
     """
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
     every = [point for curve in curves for point in curve.points]
-    x_axis = _Axis([x for x, _ in every] + [0.0], LEFT, WIDTH - RIGHT)
+    across = [x for x, _ in every] + [0.0] * (not x_log)
+    x_axis = _Axis(across, LEFT, WIDTH - RIGHT, may_be_log=x_log)
     heights = [y for _, y in every] + [0.0] * from_zero
     y_axis = _Axis(heights, HEIGHT - BOTTOM, TOP, may_be_log=True)
     parts = [_grid(x_axis, y_axis), *(_curve(curve, x_axis, y_axis) for curve in curves)]

@@ -21,7 +21,7 @@ class FRCE(nnx.Module):
         if frce.id_controller:
             self.id_controller = IDController(frce, rngs)
 
-    def __call__(self, features: Features, remat: bool = False) -> Cues:
+    def __call__(self, features: Features, remat: str = "off") -> Cues:
         """Without the ID Controller R_T is the projected object features, blind to the picture."""
         visual, visual_mask = self.visual(
             features.patches, features.regions, features.region_mask, remat

@@ -47,7 +47,7 @@ class IDController(nnx.Module):
         objects: Float[Array, "B O C"],
         cues: Float[Array, "B V C"],
         cue_mask: Bool[Array, "B V"],
-        remat: bool = False,
+        remat: str = "off",
     ) -> Float[Array, "B O C"]:
         x, _ = scan_blocks(
             self.layers, objects, lambda block, h: block(h, cues, cue_mask), remat=remat

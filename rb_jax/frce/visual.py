@@ -44,7 +44,7 @@ class CueBranch(nnx.Module):
         self,
         tokens: Float[Array, "B T C_in"],
         mask: Bool[Array, "B T"] | None = None,
-        remat: bool = False,
+        remat: str = "off",
     ) -> Float[Array, "B T C"]:
         x, _ = scan_blocks(
             self.blocks, self.proj_in(tokens), lambda block, h: block(h, mask), remat=remat
@@ -66,7 +66,7 @@ class VisualCues(nnx.Module):
         patches: Float[Array, "B P C_i"],
         regions: Float[Array, "B R C_r"],
         region_mask: Bool[Array, "B R"],
-        remat: bool = False,
+        remat: str = "off",
     ) -> tuple[Float[Array, "B V C"], Bool[Array, "B V"]]:
         """Cues and their mask; V = P + R, or one of them when a branch is switched off."""
         cues, masks = [], []

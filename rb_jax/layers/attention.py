@@ -1,11 +1,24 @@
-"""Attention: one function for every stage, and torch-shaped multi-head modules on top of it."""
+"""Attention: one function for every stage, and torch-shaped multi-head modules on top of it.
+
+Which kernel runs is decided by the mesh that surrounds the trace (``jax.set_mesh``), never by the
+devices of this process: programs are often compiled for hardware that is elsewhere.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from rb_jax.layers import remat
+from rb_jax.sharding.activations import axis_size, per_device, platform, spec
+
+PADDING = -1  # the segment of keys that nobody sees
+# Below this many keys the whole matrix of scores costs less than a kernel's set-up.
+FLASH_KEYS = 512
 
 
 def attention(
@@ -14,18 +27,83 @@ def attention(
     v: Float[Array, "B Tk Hk D"],
     key_mask: Bool[Array, "B Tk"] | None = None,
     causal: bool = False,
+    segments: tuple[Int[Array, "B Tq"], Int[Array, "B Tk"]] | None = None,
 ) -> Float[Array, "B Tq Hq D"]:
     """Scaled dot-product attention with softmax in float32; Hk may divide Hq (grouped queries).
 
-    Keys whose mask is False never contribute. A query with no key left gets zeros, not the
-    average of the padding (which is what a finite "minus infinity" would give).
+    Keys whose mask is False never contribute, and with ``segments`` (ids of the documents packed
+    into a row, 0 or more, of queries and of keys) nothing looks into another document. A query
+    with no key left gets zeros, not the average of the padding (which is what a finite "minus
+    infinity" would give).
     """
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
-    if key_mask is None:
+    chosen = backend(q, k)
+    if chosen == "xla":
+        mask = _mask(key_mask, segments)
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+        out = remat.name(out, "attention")
+    else:
+        out = _flash(chosen, q, k, v, key_mask, causal, segments)
+    if key_mask is None and segments is None:
         return out
-    reachable = jnp.cumsum(key_mask, axis=1) if causal else key_mask.sum(axis=1, keepdims=True)
-    return jnp.where((reachable > 0)[:, :, None, None], out, 0)
+    return jnp.where(_reachable(key_mask, causal, segments)[:, :, None, None], out, 0)
+
+
+def backend(q: jax.Array, k: jax.Array) -> Literal["xla", "cudnn", "splash"]:
+    """The kernel for these shapes on the mesh's platform."""
+    width, heads_split = q.shape[-1], k.shape[2] % axis_size("tensor") == 0
+    if k.shape[1] < FLASH_KEYS or q.shape[1] < 128 or not heads_split:
+        return "xla"
+    if platform() == "tpu" and width % 128 == 0:
+        return "splash"
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return "cudnn" if platform() == "gpu" and half and width % 8 == 0 and width <= 128 else "xla"
+
+
+def _flash(chosen: str, q, k, v, key_mask, causal: bool, segments) -> jax.Array:
+    """A fused kernel on each device's examples, heads and (unless causal) queries."""
+    arguments = [q, k, v]
+    tokens = None if causal else "tokens"
+    rows = spec(q.shape, "batch", tokens, "heads")
+    specs = [rows, *[spec(k.shape, "batch", None, "heads")] * 2]
+    if key_mask is not None or segments is not None:
+        q_ids, k_ids = segments or (
+            jnp.zeros(q.shape[:2], jnp.int32),
+            jnp.zeros(k.shape[:2], jnp.int32),
+        )
+        if key_mask is not None:
+            k_ids = jnp.where(key_mask, k_ids, PADDING)
+        arguments += [q_ids, k_ids]
+        specs += [spec(q_ids.shape, "batch", tokens), spec(k_ids.shape, "batch")]
+
+    def run(q, k, v, q_ids=None, k_ids=None):
+        if chosen == "splash":
+            from rb_jax.layers.splash import splash_attention  # Pallas is slow to import
+
+            return splash_attention(q, k, v, q_ids, k_ids, causal)
+        mask = None if q_ids is None else (q_ids[:, None, :, None] == k_ids[:, None, None, :])
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, implementation="cudnn"
+        )
+
+    return per_device(run, tuple(specs), rows)(*arguments)
+
+
+def _mask(key_mask, segments) -> Bool[Array, "B 1 #Tq Tk"] | None:
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    if segments is None:
+        return mask
+    same = segments[0][:, None, :, None] == segments[1][:, None, None, :]
+    return same if mask is None else same & mask
+
+
+def _reachable(key_mask, causal: bool, segments) -> Bool[Array, "B _"]:
+    """Which queries see any key at all."""
+    if segments is None:
+        return (jnp.cumsum(key_mask, axis=1) if causal else key_mask.sum(axis=1, keepdims=True)) > 0
+    mask = _mask(key_mask, segments)
+    assert mask is not None
+    mask = mask[:, 0]
+    return (jnp.tril(mask) if causal else mask).any(axis=-1)
 
 
 def split_heads(x: Float[Array, "B T C"], heads: int) -> Float[Array, "B T H D"]:

@@ -8,6 +8,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from rb_jax.layers.remat import name
+
 
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU, torch's default."""
@@ -51,4 +53,5 @@ class GatedMLP(nnx.Module):
         self.down_proj = nnx.Linear(hidden, width, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = name((self.gate_proj(x), self.up_proj(x)), "mlp")
+        return name(self.down_proj(jax.nn.silu(gate) * up), "out")

@@ -31,11 +31,11 @@ def rotate_interleaved(
     x: Float[Array, "B T H D"], angle: Float[Array, "T half"]
 ) -> Float[Array, "B T H D"]:
     """Rotates the pairs (x[2i], x[2i+1]) by angle i (flux/math.py: apply_rope)."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
-    a, b = pairs[..., 0], pairs[..., 1]
-    out = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
-    return out.reshape(x.shape).astype(x.dtype)
+    cos, sin = (jnp.repeat(f(angle), 2, axis=-1)[:, None, :] for f in (jnp.cos, jnp.sin))
+    x32, even = x.astype(jnp.float32), jnp.arange(x.shape[-1]) % 2 == 0
+    # Each value's partner, by whole shifts: pairs as an axis of 2 would fill a 128th of a register.
+    partner = jnp.where(even, -jnp.roll(x32, -1, axis=-1), jnp.roll(x32, 1, axis=-1))
+    return (x32 * cos + partner * sin).astype(x.dtype)
 
 
 def rotate_half(

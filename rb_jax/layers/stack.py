@@ -11,6 +11,9 @@ from typing import TypeVar
 import jax
 from flax import nnx
 
+from rb_jax.layers.remat import checkpointed, name
+from rb_jax.sharding.activations import constrain
+
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
 
@@ -31,18 +34,27 @@ def scan_blocks(
     carry: Carry,
     step: Callable[[Block, Carry], Carry],
     *,
-    remat: bool = False,
+    remat: str = "off",
     collect: Callable[[Carry], jax.Array] | None = None,
+    layout: tuple[str | None, ...] = ("batch",),
 ) -> tuple[Carry, jax.Array | None]:
     """Runs ``carry = step(block, carry)`` over stacked blocks.
 
     ``collect(carry)`` is stacked over the layers and returned beside the last carry; ``remat``
-    recomputes each block in the backward pass instead of saving its activations.
+    says which of a block's activations its backward pass finds (rb_jax.config.remat). ``layout``
+    names the leading axes of the carry's arrays on the mesh: without it a compiler might follow
+    the parameters' layout and give up the examples'.
     """
     graphdef, params = nnx.split(blocks)
 
     def body(carry, layer):
-        carry = step(nnx.merge(graphdef, layer), carry)
+        carry = step(nnx.merge(graphdef, layer), jax.tree.map(_named, carry))
+        carry = jax.tree.map(lambda x: constrain(x, *layout), carry)
         return carry, None if collect is None else collect(carry)
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, params)
+    carry = jax.tree.map(lambda x: constrain(x, *layout), carry)
+    return jax.lax.scan(checkpointed(body, remat), carry, params)
+
+
+def _named(x: jax.Array) -> jax.Array:
+    return name(x, "input")

@@ -10,8 +10,14 @@ from rb_jax.config import MLLMConfig
 from rb_jax.layers.attention import attention, merge_heads, split_heads
 from rb_jax.layers.lora import LoRALinear
 from rb_jax.layers.mlp import GatedMLP
+from rb_jax.layers.remat import name
 from rb_jax.layers.rope import angles, rotate_half
 from rb_jax.layers.stack import scan_blocks, stack
+from rb_jax.sharding.activations import constrain
+
+
+def _heads(x: Float[Array, "B T C"], heads: int) -> Float[Array, "B T H D"]:
+    return constrain(split_heads(x, heads), "batch", None, "heads")
 
 
 class LlamaAttention(nnx.Module):
@@ -31,10 +37,11 @@ class LlamaAttention(nnx.Module):
         mask: Bool[Array, "B T"],
         angle: Float[Array, "B T half"],
     ) -> Float[Array, "B T C"]:
-        q = rotate_half(split_heads(self.q_proj(x), self.heads), angle)
-        k = rotate_half(split_heads(self.k_proj(x), self.kv_heads), angle)
-        v = split_heads(self.v_proj(x), self.kv_heads)
-        return self.o_proj(merge_heads(attention(q, k, v, mask, causal=True)))
+        q, k, v = name((self.q_proj(x), self.k_proj(x), self.v_proj(x)), "qkv")
+        q = rotate_half(_heads(q, self.heads), angle)
+        k = rotate_half(_heads(k, self.kv_heads), angle)
+        attended = attention(q, k, _heads(v, self.kv_heads), mask, causal=True)
+        return name(self.o_proj(merge_heads(attended)), "proj")
 
 
 class LlamaBlock(nnx.Module):
@@ -68,7 +75,7 @@ class Llama(nnx.Module):
         self.lm_head = nnx.Linear(config.width, config.vocab_size, use_bias=False, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"], remat: bool = False
+        self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"], remat: str = "off"
     ) -> Float[Array, "B T C"]:
         """Last hidden states, after the final norm.
 

@@ -40,7 +40,7 @@ class MLLM(nnx.Module):
         self.image_tokens = ImageTokens(mllm, rngs)
 
     def __call__(
-        self, features: Features, cues: Cues, remat: bool = False
+        self, features: Features, cues: Cues, remat: str = "off"
     ) -> tuple[Float[Array, "B I C"], Float[Array, " B"]]:
         """Visual guidance V, the last hidden states at the [IMG] positions, and L_MLLM."""
         x, mask, text_start = self._sequence(features, cues)

@@ -15,12 +15,16 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
-from rb_jax.config import MeshConfig
+from rb_jax.config import MeshConfig, ModelConfig
 from rb_jax.errors import InputError
+from rb_jax.sharding import xla_flags
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH_AXES = ("data", "fsdp")
+# Beyond this many devices shards of parameters get small and their gathers long.
+MAX_FSDP = 64
 Tree = TypeVar("Tree")
 AnyMesh = Mesh | AbstractMesh
 
@@ -50,8 +54,10 @@ def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int, int, int]:
     for axis, size in zip(AXES, sizes, strict=True):
         if size < 1 and size != -1:
             raise InputError(f"config.mesh.{axis}={size}: must be positive, or -1 to fill")
+    if sizes[:2] == [-1, -1]:
+        sizes[1] = _most_fsdp(count // config.slices, math.prod(max(n, 1) for n in sizes[2:]))
     if sizes.count(-1) > 1:
-        raise InputError("config.mesh: only one axis can be -1")
+        raise InputError("config.mesh: only one axis can be -1, or data and fsdp both")
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         if count % known:
@@ -70,6 +76,12 @@ def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int, int, int]:
             f"config.mesh.data={sizes[0]}: not a multiple of the {config.slices} slices"
         )
     return (sizes[0], sizes[1], sizes[2], sizes[3])
+
+
+def _most_fsdp(devices: int, others: int) -> int:
+    """Devices of a slice that share the parameters when the configuration leaves it open."""
+    free = max(devices // others, 1)
+    return max(n for n in range(1, min(free, MAX_FSDP) + 1) if free % n == 0)
 
 
 def near_divisors(value: int, count: int) -> list[int]:
@@ -95,13 +107,15 @@ def batch_divisor(mesh: AnyMesh) -> int:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    """XLA's options for the mesh's platform.
+    """XLA's options for the mesh's chip (rb_jax.sharding.xla_flags).
 
     A CPU's compile time is mostly LLVM's; its first level gives programs as fast as the default's
     third in three quarters of the time.
     """
-    cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_backend_optimization_level": 1} if cpu else None
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return {"xla_backend_optimization_level": 1}
+    return xla_flags.options(device.device_kind) or None
 
 
 def check_batch_size(mesh: AnyMesh, batch_size: int) -> None:
@@ -116,14 +130,54 @@ def check_batch_size(mesh: AnyMesh, batch_size: int) -> None:
         )
 
 
-def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
-    """Host arrays -> global arrays; every process gives its own rows of the batch.
+def check_heads(mesh: AnyMesh, model: ModelConfig) -> None:
+    """Raises InputError when the tensor axis does not divide the large stages' heads."""
+    parts = mesh.shape["tensor"]
+    for stage, heads in (("mmdit", model.mmdit.heads), ("mllm", model.mllm.kv_heads)):
+        if heads % parts:
+            near = " or ".join(str(n) for n in near_divisors(parts, heads))
+            raise InputError(
+                f"config.mesh.tensor={parts} does not divide model.{stage}'s {heads} heads; "
+                f"use {near}"
+            )
 
-    The leading axis is split over data and fsdp where they divide it, else every device gets all.
+
+def process_rows(mesh: Mesh, count: int) -> Int[np.ndarray, " R"]:
+    """Which of a global batch's ``count`` examples the devices of this process need, ascending.
+
+    Not always a share of its own, nor in the processes' order: where tensor or context reach over
+    several processes, these need the same examples.
     """
-    rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
-    sharding = batch_sharding(mesh) if rows % batch_divisor(mesh) == 0 else replicated(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    layout = _examples_sharding(mesh, count).addressable_devices_indices_map((count,))
+    return np.unique(np.concatenate([np.arange(count)[index] for index in layout.values()]))
+
+
+def shard_batch(mesh: Mesh, batch: Tree, count: int | None = None) -> Tree:
+    """Host arrays -> global arrays of ``count`` examples, of which ``batch`` has ``process_rows``.
+
+    Without ``count`` the batch is whole, the same on every process. The leading axis is split over
+    data and fsdp where they divide it, else every device gets all.
+    """
+    given = jax.tree.leaves(batch)[0].shape[0]
+    total = given if count is None else count
+    rows, sharding = process_rows(mesh, total), _examples_sharding(mesh, total)
+    if given == total:
+        rows = np.arange(total)
+    elif given != len(rows):
+        raise ValueError(f"this process needs {len(rows)} of {total} examples, not {given}")
+
+    def place(x: np.ndarray) -> jax.Array:
+        def piece(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(total)
+            return x[slice(*np.searchsorted(rows, (start, stop)))]
+
+        return jax.make_array_from_callback((total, *x.shape[1:]), sharding, piece)
+
+    return jax.tree.map(place, batch)
+
+
+def _examples_sharding(mesh: Mesh, count: int) -> NamedSharding:
+    return batch_sharding(mesh) if count % batch_divisor(mesh) == 0 else replicated(mesh)
 
 
 def _shown(sizes: Sequence[int]) -> str:

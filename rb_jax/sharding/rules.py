@@ -8,6 +8,7 @@ A matrix that no rule matches, or whose named axis its mesh axis does not divide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,10 +16,20 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rb_jax.paths import matches
+from rb_jax.sharding.activations import current_mesh
 from rb_jax.sharding.mesh import AnyMesh
 
 Tree = TypeVar("Tree")
-LOGICAL = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+Params = dict[str, Any]
+# Logical name -> the mesh axes that may split it, in order of preference: all of them together, or
+# the first alone.
+LOGICAL = {
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "stationary": ("fsdp", "tensor"),
+}
 
 # Pattern over paths -> logical names of the last axes. The first match counts.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -45,7 +56,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # FLUX's parallel blocks: [q, k, v, mlp] side by side.
     ("mmdit/single_blocks/linear1/kernel", ("embed", "mlp")),
     ("mmdit/single_blocks/linear2/kernel", ("mlp", "embed")),
-    ("mmdit/**/lin/kernel", ("embed", "mlp")),
+    # Modulations multiply one row an example: the rows travel, the matrix stays where it is.
+    ("mmdit/**/lin/kernel", (None, "stationary")),
     # Vocabularies.
     ("mllm/language_model/embed_tokens", ("vocab", "embed")),
     ("mllm/language_model/lm_head/kernel", ("embed", "vocab")),
@@ -54,13 +66,13 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 def partition(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """How one parameter is split; every axis of ``shape`` stays whole or is divided evenly."""
-    axes: list[str | None] = [None] * len(shape)
+    axes: list[str | tuple[str, ...] | None] = [None] * len(shape)
     names = next((names for pattern, names in RULES if matches(pattern, path)), ())
     for i, name in enumerate(names, start=len(shape) - len(names)):
-        axis = LOGICAL.get(name or "")
-        if i >= 0 and axis and mesh.shape[axis] > 1 and shape[i] % mesh.shape[axis] == 0:
-            axes[i] = axis
-    if "fsdp" not in axes and mesh.shape["fsdp"] > 1 and not is_vector(path, shape):
+        if i >= 0 and name:
+            axes[i] = _splitting(LOGICAL[name], shape[i], mesh)
+    used = {axis for entry in axes for axis in (entry if isinstance(entry, tuple) else [entry])}
+    if "fsdp" not in used and mesh.shape["fsdp"] > 1 and not is_vector(path, shape):
         free = [i for i in range(first_axis(path, shape), len(shape)) if axes[i] is None]
         even = [i for i in free if shape[i] % mesh.shape["fsdp"] == 0]
         if even:
@@ -68,6 +80,25 @@ def partition(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec
     while axes and axes[-1] is None:
         axes.pop()
     return PartitionSpec(*axes)
+
+
+def _splitting(wanted: tuple[str, ...], size: int, mesh: AnyMesh) -> str | tuple[str, ...] | None:
+    """The axes of more than one device that together divide ``size``; fewer if not all do."""
+    present = tuple(axis for axis in wanted if mesh.shape[axis] > 1)
+    while present and size % math.prod(mesh.shape[axis] for axis in present):
+        present = present[:-1]
+    return present[0] if len(present) == 1 else present or None
+
+
+def constrain_params(params: Params) -> Params:
+    """Lays parameters inside a program (casts of them, and so their gradients) by the table."""
+    mesh = current_mesh()
+    if mesh is None or mesh.size == 1:
+        return params
+    return {
+        path: jax.lax.with_sharding_constraint(x, partition(path, x.shape, mesh))
+        for path, x in params.items()
+    }
 
 
 # Modules whose parameters have a leading axis of layers (rb_jax.layers.stack).
@@ -95,9 +126,13 @@ def state_shardings(mesh: Mesh, state: Tree) -> Tree:
     """The layout of a training state (abstract or not): everything lies as its parameter does."""
 
     def layout(path: tuple, leaf: Any) -> NamedSharding:
-        # The optimizer's moments and the average sit in dicts with the parameters' paths as keys.
-        keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-        name = next((str(k) for k in reversed(keys) if isinstance(k, str) and "/" in k), "")
-        return NamedSharding(mesh, partition(name, tuple(leaf.shape), mesh))
+        return NamedSharding(mesh, partition(parameter_of(path), tuple(leaf.shape), mesh))
 
     return jax.tree_util.tree_map_with_path(layout, state)
+
+
+def parameter_of(path: tuple) -> str:
+    """The parameter that an array of a training state belongs to; empty for its counters."""
+    # The optimizer's moments and the average sit in dicts with the parameters' paths as keys.
+    keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    return next((str(k) for k in reversed(keys) if isinstance(k, str) and "/" in k), "")

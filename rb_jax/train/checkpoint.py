@@ -107,7 +107,9 @@ def load_ema(folder: str | Path) -> tuple[Config, Params]:
         if step not in manager.all_steps():
             raise InputError(f"{folder}: no finished checkpoint in it")
         metadata = read_metadata(manager, step)
-        names = [n for n in metadata["checksums"] if n.startswith(("ema/", "frozen/"))]
+        averaged = any(n.startswith("ema/") for n in metadata["checksums"])
+        trained = "ema/" if averaged else "params/"
+        names = [n for n in metadata["checksums"] if n.startswith((trained, "frozen/"))]
         numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
         arrays = _read(manager, step, {name: 0 for name in names}, numpy)
     _verify(arrays, metadata, str(folder))

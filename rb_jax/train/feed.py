@@ -6,47 +6,76 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from rb_jax.config import Config, ConfigError
-from rb_jax.data import loader, prepared
+from rb_jax.data import loader, prepared, synthetic
+from rb_jax.sharding.mesh import process_rows
+from rb_jax.sharding.processes import primary_first, to_host
 from rb_jax.train import checkpoint
 from rb_jax.train.state import TrainState, merge
-from rb_jax.types import Batch
 
 
 def train_batches(
-    config: Config, workdir: Path, graphdef: nnx.GraphDef, state: TrainState
-) -> Iterator[Batch]:
-    """This process's rows of the batches of steps state.step, state.step + 1, ...
+    config: Config,
+    workdir: Path,
+    graphdef: nnx.GraphDef,
+    state: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> Iterator[synthetic.AnyBatch]:
+    """This process's rows (``process_rows``) of the batches of steps state.step and on.
 
     With data.prepare every example is made once, before training, in ``workdir/prepared``,
-    and the frozen autoencoder encodes it there (unless it is what the task trains). Raises
-    ConfigError when an autoencoder whose latents are to be kept is trained.
+    and the frozen autoencoder encodes it there (unless it is what the task trains). The first
+    process does that while the others wait; where these do not see its folder, they do the same.
+    Raises ConfigError when an autoencoder whose latents are to be kept is trained.
     """
     step, data = int(state.step), config.data
-    place = (jax.process_index(), jax.process_count())
-    if not data.prepare:
-        return loader.batches(config, data.split, step, *place)
+    rows = process_rows(mesh, config.train.batch_size)
+    if not data.prepare or data.name == "synthetic":
+        return streamed(config, data.split, step, rows)
     encode, name = None, ""
     if config.train.task == "edit":
         encode, name = latent_encoder(config, graphdef, state)
     folder = Path(data.prepared_dir) if data.prepared_dir else workdir / "prepared"
-    ready = prepared.prepare(config, data.split, folder, encode, name)
-    return ready.batches(config.train.batch_size, data.seed, step, *place)
+    ready = primary_first(lambda: prepared.prepare(config, data.split, folder, encode, name))
+    return ready.batches(config.train.batch_size, data.seed, step, rows)
+
+
+def streamed(
+    config: Config, split: str, step: int = 0, rows: Int[np.ndarray, " R"] | None = None
+) -> Iterator[synthetic.AnyBatch]:
+    """These rows (default: all) of the batches of steps ``step`` and on, made on the fly."""
+    if config.data.name == "synthetic":
+        return synthetic.batches(config, rows)
+    return loader.batches(config, split, step, rows)
 
 
 def latent_encoder(
     config: Config, graphdef: nnx.GraphDef, state: TrainState
 ) -> tuple[Callable[[np.ndarray], jax.Array], str]:
-    """Pictures -> latents of the state's frozen autoencoder, and a name for its exact weights."""
+    """Pictures -> latents of the state's frozen autoencoder, and a name for its exact weights.
+
+    Making the function is collective; calling it runs on one device of this process alone.
+    """
     if any(path.startswith("autoencoder/") for path in state.params):
         raise ConfigError("config.data.prepare: the autoencoder is trained; freeze or clear")
     weights = {p: v for p, v in state.frozen.items() if p.startswith("autoencoder/")}
     sums = jax.device_get(checkpoint.checksums(weights))
     fingerprint = "-".join(f"{int(sums[path]):08x}" for path in sorted(sums))
 
-    params = dict(state.params) | state.frozen
-    encode = jax.jit(lambda params, x: merge(graphdef, params).encode_latents(x))
-    return lambda images: encode(params, images), fingerprint
+    rest = {p: v for p, v in (dict(state.params) | state.frozen).items() if p not in weights}
+    rest = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in rest.items()}
+    device = jax.local_devices()[0]
+    here = {p: jax.device_put(to_host(v), device) for p, v in weights.items()}
+
+    @jax.jit
+    def encode(weights, images):
+        # The module wants every parameter; what encoding does not use is not computed.
+        unused = {p: jnp.zeros(x.shape, x.dtype) for p, x in rest.items()}
+        return merge(graphdef, weights | unused).encode_latents(images)
+
+    return lambda images: encode(here, images), fingerprint

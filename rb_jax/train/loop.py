@@ -6,16 +6,15 @@ import copy
 import dataclasses
 import functools
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm import tqdm
@@ -24,18 +23,22 @@ from rb_jax.config import Config, differing_keys
 from rb_jax.errors import InputError
 from rb_jax.sharding.mesh import (
     check_batch_size,
+    check_heads,
     compiler_options,
     make_mesh,
     replicated,
     shard_batch,
 )
-from rb_jax.sharding.rules import state_shardings
+from rb_jax.sharding.processes import from_primary, is_primary, wait_for_all
+from rb_jax.sharding.rules import param_shardings, state_shardings
 from rb_jax.train import checkpoint, feed
 from rb_jax.train.evaluation import Evaluator
 from rb_jax.train.flops import count_flops
 from rb_jax.train.metrics import Clock, RunLog, Window, peak_flops
 from rb_jax.train.optimizer import make_optimizer
+from rb_jax.train.signals import STATUS, StopRequest, stop_signals
 from rb_jax.train.state import (
+    Params,
     TrainState,
     abstract_state,
     definition,
@@ -70,19 +73,23 @@ class Run:
     log: RunLog
     window: Window
     clock: Clock
+    stop: StopRequest
 
 
 def train(config: Config, workdir: str | Path) -> int:
     """Trains to config.train.steps in ``workdir``, continuing what is there; the exit status.
 
-    0 when finished, 143 or 130 after SIGTERM or ctrl-C, in both cases with a checkpoint from
-    which the same command continues with the very next batch. Writes checkpoints/, metrics.jsonl,
-    tensorboard/, samples/ and at the end weights/. Raises InputError when the workdir holds a run
-    of another configuration, ConfigError when the configuration cannot be trained.
+    0 when finished, 75 or 130 after SIGTERM or ctrl-C, in both cases with a checkpoint from which
+    the same command continues with the very next batch. Writes checkpoints/, metrics.jsonl,
+    tensorboard/, samples/ and at the end weights/. Of several processes each must call this with
+    the same values; a signal to one stops all after the same step. Raises InputError when the
+    workdir holds a run of another configuration, ConfigError when the configuration cannot be
+    trained.
     """
     workdir = Path(workdir).resolve()
     mesh = make_mesh(config.mesh)
     check_batch_size(mesh, config.train.batch_size)
+    check_heads(mesh, config.model)
     with checkpoint.open_checkpoints(workdir, config.train.keep_checkpoints) as manager:
         check_workdir(config, manager)
         state, saved = start(config, manager, mesh)
@@ -90,22 +97,31 @@ def train(config: Config, workdir: str | Path) -> int:
         step = int(state.step)
         if saved is not None and step >= config.train.steps:
             _say(f"{workdir}: already finished, {step} steps; raise train.steps to train on")
-            if not (workdir / "weights").exists():
-                save_weights(workdir / "weights", config, ema_params(state))
+            if from_primary(not (workdir / "weights").exists()):
+                write_weights(workdir, config, state)
             return 0
-        text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-        (workdir / "config.json").write_text(text, encoding="utf-8")
-        with closing(RunLog(workdir, step)) as log:
+        if is_primary():
+            text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+            (workdir / "config.json").write_text(text, encoding="utf-8")
+        # To the last the checkpoint needs every process, also one that is told to stop later.
+        with closing(RunLog(workdir, step)) as log, stop_signals(mesh) as stop:
             window = Window((saved or {}).get("window"))
-            run = Run(config, workdir, mesh, manager, log, window, Clock())
+            run = Run(config, workdir, mesh, manager, log, window, Clock(), stop)
             state, received = train_steps(run, state)
-        manager.wait_until_finished()
+            manager.wait_until_finished()
+            wait_for_all()
         if received:
             _say(f"stopped at step {int(state.step)}, saved; the same command continues")
-            return 128 + received
-        save_weights(workdir / "weights", config, ema_params(state))
+            return STATUS[received]
+        write_weights(workdir, config, state)
         _say(f"finished: {int(state.step)} steps, weights in {workdir / 'weights'}")
         return 0
+
+
+def write_weights(workdir: Path, config: Config, state: TrainState) -> None:
+    """The running average; returns, on every process, when it is written."""
+    save_weights(workdir / "weights", config, ema_params(state))
+    wait_for_all()
 
 
 def check_workdir(config: Config, manager: ocp.CheckpointManager) -> None:
@@ -134,9 +150,18 @@ def start(
     tx = make_optimizer(config)
     restored = checkpoint.restore(manager, config, abstract_state(config, tx, mesh))
     if restored is None:
-        return init_state(config, tx, initial_weights(config), mesh), None
+        return init_state(config, tx, distributed(initial_weights(config), mesh), mesh), None
     _say(f"continuing from {manager.directory} at step {int(restored[0].step)}")
     return restored
+
+
+def distributed(weights: Params, mesh: jax.sharding.Mesh) -> Params:
+    """Arrays of the host as they will lie on the mesh: no device gets a whole model."""
+    layouts = param_shardings(mesh, weights)
+    return {
+        path: jax.make_array_from_callback(np.shape(x), layouts[path], x.__getitem__)
+        for path, x in weights.items()
+    }
 
 
 def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
@@ -144,13 +169,14 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     config, first = run.config, int(state.step)
     graphdef = definition(config)[0]
     evaluator = Evaluator(config, graphdef, run.mesh)
-    batches = feed.train_batches(config, run.workdir, graphdef, state)
+    batches = feed.train_batches(config, run.workdir, graphdef, state, run.mesh)
     stepper = compile_step(run, graphdef, state, next_batch(run, batches))
     progress = Progress(first, config.train.steps)
     batch, pending = stepper.first_batch, None
     run.clock.restart()
-    with stop_signals() as stop, closing(progress):
+    with closing(progress):
         for step in range(first + 1, config.train.steps + 1):
+            asked = run.stop.ask()
             state, metrics = stepper.step(state, batch)
             run.clock.steps += 1
             # While the devices work on this step, read the previous one's metrics and the input.
@@ -159,8 +185,8 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
             pending = metrics
             if step < config.train.steps:
                 batch = next_batch(run, batches)
-            stopping = bool(stop)  # read once: a signal may come at any point below
-            last = step == config.train.steps or stopping
+            signal = run.stop.answer(asked)  # read once: one may come at any point below
+            last = step == config.train.steps or bool(signal)
             due = {k: step % getattr(config.train, f"{k}_every") == 0 for k in CADENCES}
             if last or any(due.values()):
                 run.window.add(jax.device_get(pending))
@@ -168,13 +194,13 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
             if due["log"] or step == config.train.steps:
                 log_line(run, step, stepper, progress)
             with run.clock.pause():
-                if (due["eval"] and not stopping) or step == config.train.steps:
+                if (due["eval"] and not signal) or step == config.train.steps:
                     evaluator.evaluate(run.workdir, run.log, state)
                 if due["checkpoint"] or last:
                     save(run, state)
             progress.update(step)
-            if stopping:
-                return state, stop[0]
+            if signal:
+                return state, signal
     return state, 0
 
 
@@ -195,7 +221,8 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     step = functools.partial(train_step, graphdef, config, make_optimizer(config))
     begin = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
-    compiled = jitted.lower(state, batch).compile(compiler_options(run.mesh))
+    with jax.set_mesh(run.mesh):
+        compiled = jitted.lower(state, batch).compile(compiler_options(run.mesh))
     seconds = time.perf_counter() - begin
     flops = model_flops(config, graphdef, state, batch)
     peak, source = peak_flops(list(run.mesh.devices.flat))
@@ -218,7 +245,7 @@ def model_flops(config: Config, graphdef: nnx.GraphDef, state: TrainState, batch
 
 def next_batch(run: Run, batches: Iterator) -> Any:
     with run.clock.waiting():
-        return shard_batch(run.mesh, next(batches))
+        return shard_batch(run.mesh, next(batches), run.config.train.batch_size)
 
 
 def log_line(run: Run, step: int, stepper: Stepper, progress: Progress) -> None:
@@ -264,32 +291,6 @@ class Progress:
             self.bar.close()
 
 
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGTERM or SIGINT when it comes; a second one acts as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    names = (signal.SIGTERM, signal.SIGINT)
-    previous = {name: signal.getsignal(name) for name in names}
-
-    def restore():
-        for name in names:
-            signal.signal(name, previous[name])
-
-    def handle(number, frame):
-        received.append(number)
-        restore()
-
-    for name in names:
-        signal.signal(name, handle)
-    try:
-        yield received
-    finally:
-        restore()
-
-
 def _say(text: str) -> None:
-    if jax.process_index() == 0:
+    if is_primary():
         tqdm.write(text, file=sys.stderr)

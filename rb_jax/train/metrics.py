@@ -17,6 +17,8 @@ import tensorboardX
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from rb_jax.sharding.processes import is_primary
+
 LINES = "metrics.jsonl"
 
 # Dense bf16 TFLOP/s of one device, by a part of its ``device_kind``; the first match counts.
@@ -91,9 +93,11 @@ def peak_flops(devices: Sequence[Any]) -> tuple[float, str]:
     for name, tflops in PEAK_TFLOPS.items():
         if name in kind.lower():
             return len(devices) * tflops * 1e12, f"{len(devices)} x {kind}, bf16 peak"
-    # Host devices share the same cores, so that several are no faster than one.
-    count = 1 if devices[0].platform == "cpu" else len(devices)
-    measured = count * _matmul_flops(devices[0])
+    # Host devices of a process share the same cores, so that several are no faster than one.
+    processes = len({device.process_index for device in devices})
+    count = processes if devices[0].platform == "cpu" else len(devices)
+    mine = [device for device in devices if device.process_index == jax.process_index()]
+    measured = count * _matmul_flops(mine[0])
     return measured, f"{len(devices)} x {kind}, measured on a float32 matrix product"
 
 
@@ -112,11 +116,15 @@ def _matmul_flops(device: Any, side: int = 1536) -> float:
 class RunLog:
     """``metrics.jsonl`` (one object a line: step, kind, values) and TensorBoard in a workdir.
 
+    Written by the first of several processes; the others' calls do nothing.
     Lines and events after ``step``, left by a run that was killed later than its last
     checkpoint, are dropped: they are about to be written again.
     """
 
     def __init__(self, workdir: Path, step: int):
+        self.file = self.board = None
+        if not is_primary():
+            return
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / LINES
         kept = [row for row in read_lines(workdir) if row["step"] <= step]
@@ -125,6 +133,8 @@ class RunLog:
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if self.file is None or self.board is None:
+            return
         self.file.write(json.dumps({"step": step, "kind": kind} | dict(values)) + "\n")
         self.file.flush()
         for name, value in values.items():
@@ -132,11 +142,13 @@ class RunLog:
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def image(self, name: str, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
-        self.board.add_image(name, image, step, dataformats="HWC")
+        if self.board is not None:
+            self.board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        for each in (self.file, self.board):
+            if each is not None:
+                each.close()
 
 
 def read_lines(workdir: str | Path) -> list[dict[str, Any]]:

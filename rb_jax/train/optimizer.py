@@ -36,15 +36,29 @@ def make_schedule(config: Config) -> Callable[[ArrayLike], Array]:
     return schedule
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
+def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     """Clip by global norm, then AdamW; its state covers the trainable parameters only.
 
-    ``clip_norm`` of 0 turns the clipping off.
+    ``clip_norm`` of 0 turns the clipping off. ``update`` takes the gradients' ``grad_norm``.
     """
     opt = config.optimizer
     rate: Any = make_schedule(config)
-    adamw = optax.adamw(rate, opt.b1, opt.b2, opt.eps, weight_decay=opt.weight_decay, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(opt.clip_norm), adamw) if opt.clip_norm else adamw
+    adamw = optax.adamw(
+        rate, opt.b1, opt.b2, opt.eps, mu_dtype=opt.moment_dtype,
+        weight_decay=opt.weight_decay, mask=decayed,
+    )  # fmt: skip
+    chain = optax.chain(clip_by_norm(opt.clip_norm), adamw) if opt.clip_norm else adamw
+    return optax.with_extra_args_support(chain)
+
+
+def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients to a global norm of at most ``limit``; the norm, measured once, is given."""
+
+    def update(updates, state, params=None, *, grad_norm: Array, **_):
+        scale = limit / jnp.maximum(grad_norm, limit)
+        return {path: (x * scale).astype(x.dtype) for path, x in updates.items()}, state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def decayed(params: Params) -> dict[str, bool]:

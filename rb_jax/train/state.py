@@ -22,7 +22,7 @@ from jaxtyping import Array, Int
 from rb_jax.config import Config, ConfigError
 from rb_jax.errors import InputError
 from rb_jax.paths import join, matches, split
-from rb_jax.sharding.rules import state_shardings
+from rb_jax.sharding.rules import parameter_of, state_shardings
 from rb_jax.types import record
 
 Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
@@ -30,6 +30,7 @@ Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
 # config.train.task -> (module, class). Each has loss(batch, rng).
 MODELS = {
     "edit": ("rb_jax.reasonbrain", "ReasonBrain"),
+    "mmdit": ("rb_jax.mmdit.trainer", "MMDiTTrainer"),
     "autoencoder": ("rb_jax.encoders.vae", "AutoencoderTrainer"),
 }
 
@@ -38,10 +39,10 @@ MODELS = {
 class TrainState:
     step: Int[Array, ""]  # batches consumed; the rng and the sample order are functions of it
     skipped: Int[Array, ""]  # of those, how many gave a non-finite gradient and changed nothing
-    params: Params  # trainable, float32
+    params: Params  # trainable, in config.train.param_dtype
     frozen: Params  # never changed, in the model's compute dtype
     opt_state: optax.OptState
-    ema: Params  # running average of ``params``
+    ema: Params  # running average of ``params``, float32; empty with config.train.ema_decay 0
 
 
 def build(config: Config, rngs: nnx.Rngs) -> Any:
@@ -112,6 +113,15 @@ def abstract_state(
     )  # fmt: skip
 
 
+def abstract_tree(
+    config: Config, tx: optax.GradientTransformation
+) -> list[tuple[str, jax.ShapeDtypeStruct]]:
+    """Every array of the state, without a mesh: the parameter it lies like, and its shape."""
+    state = _abstract(config, tx, trainable_paths(config, definition(config)[2]))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [(parameter_of(path), leaf) for path, leaf in leaves]
+
+
 def _abstract(config: Config, tx, trainable: set[str]) -> TrainState:
     create = functools.partial(_create, config, tx, trainable)
     return jax.eval_shape(create, jax.random.key(config.train.seed), {})
@@ -119,9 +129,12 @@ def _abstract(config: Config, tx, trainable: set[str]) -> TrainState:
 
 def _create(config, tx, trainable: set[str], key, weights: Params) -> TrainState:
     values = flatten(build(config, nnx.Rngs(key))) | weights
-    params = {p: values[p].astype(jnp.float32) for p in sorted(trainable)}
+    params = {p: values[p].astype(config.train.param_dtype) for p in sorted(trainable)}
     frozen = cast_params(config, {p: values[p] for p in sorted(set(values) - trainable)})
-    ema = jax.tree.map(jnp.copy, params)  # buffers of its own, since the state is donated
+    # float32, since what a step adds is lost in bfloat16; buffers of its own, since the state is
+    # donated.
+    ema = {p: jnp.array(x, jnp.float32, copy=True) for p, x in params.items()}
+    ema = ema if config.train.ema_decay else {}
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return TrainState(step, skipped, params, frozen, tx.init(params), ema)
 
@@ -184,8 +197,8 @@ def cast_params(config: Config, params: Params) -> Params:
 
 
 def ema_params(state: TrainState) -> Params:
-    """All the model's arrays, the trainable ones as their running average."""
-    return dict(state.ema) | state.frozen
+    """All the model's arrays, the trainable ones as their running average if there is one."""
+    return dict(state.params) | state.ema | state.frozen
 
 
 def replace(state: TrainState, **changes: Any) -> TrainState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rb_jax.config import Config
+from rb_jax.sharding.activations import constrain
+from rb_jax.sharding.rules import constrain_params, is_vector
 from rb_jax.train.optimizer import make_schedule
-from rb_jax.train.state import TrainState, cast_params, ema_params, merge, replace
+from rb_jax.train.state import Params, TrainState, cast_params, ema_params, merge, replace
 from rb_jax.types import Batch
 
 Metrics = dict[str, Array]
@@ -21,7 +24,7 @@ Metrics = dict[str, Array]
 def train_step(
     graphdef: nnx.GraphDef,
     config: Config,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, Metrics]:
@@ -32,15 +35,17 @@ def train_step(
     """
     rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
 
-    def loss_fn(params):
-        return merge(graphdef, cast_params(config, params) | state.frozen).loss(batch, rng)
+    def loss_fn(params, batch, rows):
+        params = constrain_params(cast_params(config, params))
+        return merge(graphdef, params | state.frozen).loss(batch, rng, rows)
 
-    (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    grad_norm = optax.tree.norm(grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, terms), grads = accumulate(grad_fn, state.params, batch, config.train.accumulation)
+    grad_norm = global_norm(grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
+    ema = {path: old + (1 - decay) * (params[path] - old) for path, old in state.ema.items()}
 
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     old = (state.params, state.opt_state, state.ema)
@@ -50,7 +55,6 @@ def train_step(
     metrics = terms | {
         "loss": loss,
         "grad_norm": grad_norm,
-        "param_norm": optax.tree.norm(params),
         "learning_rate": make_schedule(config)(state.step - state.skipped),
     }
     skipped = state.skipped + jnp.where(finite, 0, 1)
@@ -58,6 +62,39 @@ def train_step(
         state, step=state.step + 1, skipped=skipped, params=params, opt_state=opt_state, ema=ema
     )
     return state, metrics | {"skipped": skipped}
+
+
+def global_norm(tree: Params) -> Float[Array, ""]:
+    """Root of the sum of all squares; the many vectors as one, not as a kernel each."""
+    whole = {path: x.astype(jnp.float32) for path, x in tree.items()}
+    vectors = [x.ravel() for path, x in whole.items() if is_vector(path, x.shape)]
+    others = [x for path, x in whole.items() if not is_vector(path, x.shape)]
+    joined = [jnp.concatenate(vectors)] if vectors else []
+    return jnp.sqrt(sum((jnp.sum(x * x) for x in [*joined, *others]), jnp.zeros(())))
+
+
+def accumulate(grad_fn: Callable, params: Params, batch: Batch, parts: int) -> tuple[Any, Params]:
+    """``grad_fn(params, batch, rows)`` over ``parts`` of the batch, one after the other, averaged.
+
+    A part takes every ``parts``-th row, so that each device keeps working on rows it has.
+    """
+    count = jax.tree.leaves(batch)[0].shape[0]
+    rows = jnp.arange(count)
+    if parts == 1:
+        return grad_fn(params, batch, rows)
+
+    def cut(x):
+        return x.reshape(count // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part):
+        part = jax.tree.map(lambda x: constrain(x, "batch"), part)
+        return jax.tree.map(jnp.add, total, grad_fn(params, *part)), None
+
+    cut_up = jax.tree.map(cut, (batch, rows))
+    shapes = jax.eval_shape(grad_fn, params, *jax.tree.map(lambda x: x[0], cut_up))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, cut_up)
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def eval_step(

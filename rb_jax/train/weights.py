@@ -9,7 +9,7 @@ import dataclasses
 import importlib.resources
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from rb_jax.config import Config, ConfigError, differing_keys, from_stored
 from rb_jax.errors import InputError
+from rb_jax.sharding.processes import host_pieces, is_primary
 from rb_jax.tensor_files import TensorFiles
 from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors
 from rb_jax.train import checkpoint
@@ -28,7 +29,7 @@ STEM, CONFIG = "model", "config.json"
 # How a value of the configuration names the weights that come with the package.
 SHIPPED = {"init_from": "reasonworld", "autoencoder_from": "reasonworld_vae"}
 
-MEANINGLESS = ("model.dtype", "model.remat",
+MEANINGLESS = ("model.dtype",
                "model.autoencoder.scale_factor", "model.autoencoder.shift_factor")  # fmt: skip
 
 WeightDtype = Literal["float32", "bfloat16", "float16"]
@@ -39,14 +40,24 @@ def save_weights(
 ) -> None:
     """Writes every array of ``params`` (path -> array), floating ones as ``dtype``.
 
-    The folder appears complete or not at all. Raises ValueError when a value that is finite now
-    would not be finite in ``dtype``.
+    Of several processes, which must all call this, the first writes. The folder appears complete
+    or not at all. Raises ValueError when a value that is finite now would not be finite in
+    ``dtype``.
     """
-    arrays = {path: _as(np.asarray(value), dtype, path) for path, value in params.items()}
-    specs = [TensorSpec(path, x.dtype, x.shape) for path, x in arrays.items()]
-    with new_folder(Path(folder), replace=True) as new:
-        write_tensors(new, STEM, specs, lambda path: [arrays[path]], checksums=True)
-        write_config(new, config)
+
+    def produce(path: str) -> Iterator[np.ndarray]:
+        for piece in host_pieces(params[path]):
+            yield _as(piece, dtype, path)
+
+    specs = [TensorSpec(p, _stored_dtype(x, dtype), np.shape(x)) for p, x in params.items()]
+    if is_primary():
+        with new_folder(Path(folder), replace=True) as new:
+            write_tensors(new, STEM, specs, produce, checksums=True)
+            write_config(new, config)
+    else:
+        for spec in specs:  # in the writer's order: a piece is brought together by all processes
+            for _ in host_pieces(params[spec.name]):
+                pass
 
 
 def write_config(folder: Path, config: Config) -> None:
@@ -118,7 +129,7 @@ def resolve(source: str, shipped: str) -> Path:
 def differing_model_keys(a: Config, b: Config, parts: tuple[str, ...] = ("model",)) -> list[str]:
     """Keys under ``parts`` that change what the weights mean.
 
-    dtype and remat do not, nor the latents' scale and shift: these are known only once the
+    dtype does not, nor do the latents' scale and shift: these are known only once the
     autoencoder is trained, and belong to the flow model that uses it.
     """
     left, right = dataclasses.asdict(a), dataclasses.asdict(b)
@@ -154,11 +165,16 @@ def stored_config(folder: Path) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **found))
 
 
+def _stored_dtype(value: Any, dtype: str) -> np.dtype:
+    floating = jax.numpy.issubdtype(value.dtype, np.floating)
+    return np.dtype(getattr(ml_dtypes, dtype, dtype) if floating else value.dtype)
+
+
 def _as(value: np.ndarray, dtype: str, path: str) -> np.ndarray:
     if not jax.numpy.issubdtype(value.dtype, np.floating):
         return np.ascontiguousarray(value)
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(value, dtype=getattr(ml_dtypes, dtype, dtype))
+        cast = np.ascontiguousarray(value, dtype=_stored_dtype(value, dtype))
     if not np.all(np.isfinite(cast.astype(np.float32)) == np.isfinite(value.astype(np.float32))):
         raise ValueError(f"{path}: some values are too large for {dtype}")
     return cast

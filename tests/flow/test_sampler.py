@@ -2,13 +2,15 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rb_jax.config import FlowConfig
 from rb_jax.flow.matching import shift_mu
-from rb_jax.flow.sampler import euler, schedule, true_cfg
+from rb_jax.flow.sampler import euler, sample, schedule, true_cfg, without_condition
+from rb_jax.flow.training import row_keys
 from tests import tiny
 
 FLOW = FlowConfig()
@@ -49,3 +51,30 @@ def test_true_cfg():
     np.testing.assert_allclose(true_cfg(NOISE, DATA, 1.0), NOISE, atol=1e-6)
     np.testing.assert_allclose(true_cfg(NOISE, DATA, 0.0), DATA, atol=1e-6)
     np.testing.assert_allclose(true_cfg(NOISE, DATA, 3.0), 3 * NOISE - 2 * DATA, atol=1e-5)
+
+
+def test_null_condition_keeps_the_source():
+    conditioning = tiny.conditioning(2)
+    null = without_condition(conditioning)
+    assert not np.any(null.tokens) and not np.any(null.vector)
+    np.testing.assert_array_equal(null.source_latent, conditioning.source_latent)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 3.0])
+def test_sample_follows_the_guided_velocity_from_each_rows_noise(scale):
+    """v = z mean(tokens) + guidance, and without the condition v = guidance."""
+    flow = dataclasses.replace(FLOW, steps=3, guidance=0.25, true_cfg=2.0)
+    conditioning = jax.tree.map(jnp.asarray, tiny.conditioning(2))
+    shape, keys = (2, 3, 5, 4), row_keys(jax.random.key(1), 2)
+
+    def velocity(z, t, guidance, conditioning):
+        mean = conditioning.tokens.mean((1, 2))
+        return (z * mean[:, None, None, None]) + guidance[:, None, None, None]
+
+    out = sample(velocity, conditioning, keys, shape, flow, 64, true_cfg_scale=scale)
+    z = np.stack([np.asarray(jax.random.normal(key, shape[1:])) for key in keys])
+    times = np.asarray(schedule(flow, 3, 64))
+    means = np.asarray(conditioning.tokens).mean((1, 2))[:, None, None, None]
+    for now, after in zip(times[:-1], times[1:], strict=True):
+        z = z + (after - now) * ((2.0 if scale is None else scale) * z * means + 0.25)
+    np.testing.assert_allclose(out, z, rtol=1e-4, atol=1e-5)

@@ -68,6 +68,51 @@ def test_lora_of_rank_zero_is_a_plain_layer():
     np.testing.assert_allclose(module(normal(4, 6)).shape, (4, 9))
 
 
+def adapted(rank):
+    """A layer 6 -> 9 with a bias, away from where training starts."""
+    module = LoRALinear(6, 9, rank, 5.0, nnx.Rngs(0), use_bias=True)
+    module.bias[...] = normal(9)
+    if rank:
+        module.lora_b[...] = normal(rank, 9)
+    return module
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("first", [1, 4, 5])
+def test_outputs_and_inputs_in_parts_are_the_whole_product(rank, first):
+    module, x = adapted(rank), normal(4, 7, 6)
+    whole = module(x)
+    left, right = module.parts(x, first)
+    assert left.shape[-1] == first
+    np.testing.assert_allclose(jnp.concatenate([left, right], -1), whole, rtol=1e-5, atol=1e-5)
+    made = module.of_parts(x[..., :first], x[..., first:])
+    np.testing.assert_allclose(made, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", ["none", "outputs", "inputs"])
+def test_gradient_of_lora(cut):
+    """Of sum(w y): scale (x A)^T w by B, scale x^T w B^T by A, x^T w by W, the sum of w by b."""
+    module, x, w = adapted(2), normal(4, 6), normal(4, 9)
+
+    def loss(module):
+        if cut == "outputs":
+            return (jnp.concatenate(module.parts(x, 5), -1) * w).sum()
+        if cut == "inputs":
+            return (module.of_parts(x[:, :2], x[:, 2:]) * w).sum()
+        return (module(x) * w).sum()
+
+    gradient = nnx.grad(loss)(module)
+    grads = {path[0]: value.get_value() for path, value in nnx.to_flat_state(gradient)}
+    a, b = module.lora_a[...], module.lora_b[...]
+    expected = {
+        "lora_a": 2.5 * x.T @ w @ b.T, "lora_b": 2.5 * (x @ a).T @ w,
+        "kernel": x.T @ w, "bias": w.sum(0),
+    }  # fmt: skip
+    assert grads.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(grads[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_timestep_embedding():
     t = jnp.array([0.0, 0.001, 0.37, 1.0, 3.5])
     phase = 1000 * np.asarray(t, np.float64)[:, None] * 10_000.0 ** (-np.arange(128) / 128)

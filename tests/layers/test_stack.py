@@ -52,7 +52,7 @@ def test_remat_changes_no_value_and_no_gradient():
         return (out**2).sum()
 
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    plain, again = (value_and_grad(params, remat) for remat in (False, True))
+    plain, again = (value_and_grad(params, remat) for remat in ("off", "full"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain, again)
-    traced = [str(jax.make_jaxpr(lambda p, r=r: loss(p, r))(params)) for r in (False, True)]
+    traced = [str(jax.make_jaxpr(lambda p, r=r: loss(p, r))(params)) for r in ("off", "full")]
     assert ["checkpoint[" in text or "remat" in text for text in traced] == [False, True]

@@ -82,12 +82,18 @@ def test_one_axis_is_filled():
     assert mesh_shape(MeshConfig(data=4, fsdp=2, slices=2), 8) == (4, 2, 1, 1)
 
 
+def test_parameters_are_shared_within_a_slice_and_by_at_most_64_devices():
+    assert mesh_shape(MeshConfig(fsdp=-1, tensor=2), 24) == (1, 12, 2, 1)
+    assert mesh_shape(MeshConfig(fsdp=-1, slices=2), 12) == (2, 6, 1, 1)
+    assert mesh_shape(MeshConfig(fsdp=-1), 192) == (3, 64, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("mesh", "count", "message"),
     [
         (dict(fsdp=3), 8, "may multiply to 2 or 4"),
         (dict(data=2, fsdp=2), 8, "are 4 devices and there are 8"),
-        (dict(data=-1, fsdp=-1), 8, "only one axis can be -1"),
+        (dict(data=1, fsdp=-1, tensor=-1), 8, "only one axis can be -1"),
         (dict(tensor=0), 8, "config.mesh.tensor=0: must be positive"),
         (dict(data=3, slices=2), 3, "config.mesh.data=3: not a multiple"),
     ],

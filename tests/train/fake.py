@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rb_jax.config import Config
+from rb_jax.flow.training import row_keys
 from rb_jax.train import state
 
 
@@ -34,8 +35,9 @@ class FakeBrain(nnx.Module):
         text = self.mllm[1](jnp.tanh(self.mllm[0](text)))
         return self.mmdit(jnp.concatenate([latent.astype(text.dtype).mean((1, 2)), text], -1))
 
-    def loss(self, batch, rng):
-        noise = 0.1 * jax.random.normal(rng, (batch.source.shape[0], 3))
+    def loss(self, batch, rng, rows=None):
+        keys = row_keys(rng, batch.source.shape[0], rows)
+        noise = 0.1 * jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
         error = self.predict(batch) + noise - batch.target.mean((1, 2)) / 255.0
         return jnp.mean(error**2), {"loss_flow": jnp.mean(error**2), "l1": jnp.abs(error).mean()}
 

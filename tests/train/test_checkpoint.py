@@ -181,7 +181,7 @@ def test_initial_weights(tmp_path):
     part = weights.initial_weights(fake.config(autoencoder_from=str(tmp_path / "whole")))
     assert set(part) == {"autoencoder/encoder/bias", "autoencoder/encoder/kernel"}
     assert weights.initial_weights(config) == {}
-    other = dataclasses.replace(ModelConfig(), remat=True, dtype="bfloat16")
+    other = dataclasses.replace(ModelConfig(), dtype="bfloat16")
     other = dataclasses.replace(other, frce=dataclasses.replace(other.frce, patch_layers=2))
     other = dataclasses.replace(fake.config(init_from=str(tmp_path / "whole")), model=other)
     with pytest.raises(InputError, match="model: model.frce.patch_layers differ"):

@@ -95,9 +95,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(monkeypatch):
     original = fake.FakeBrain.loss
     monkeypatch.setattr(
         fake.FakeBrain, "loss",
-        lambda self, batch, rng: jax.tree.map(
+        lambda self, batch, rng, rows: jax.tree.map(
             lambda x: jnp.where(batch.source[0, 0, 0, 0] == 0, jnp.nan, 1.0) * x,
-            original(self, batch, rng)),
+            original(self, batch, rng, rows)),
     )  # fmt: skip
     good = batch_of(config)
     good = dataclasses.replace(good, source=jnp.maximum(good.source, 1))

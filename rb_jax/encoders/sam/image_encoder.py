@@ -137,7 +137,7 @@ class ImageEncoder(nnx.Module):
         self.neck = Neck(width, config.out_channels, rngs)
 
     def __call__(
-        self, pixels: Float[Array, "B S S 3"], remat: bool = False
+        self, pixels: Float[Array, "B S S 3"], remat: str = "off"
     ) -> Float[Array, "B G G C_out"]:
         """``pixels`` must have the side ``config.image_size``."""
         x = self.patch_embed(pixels.astype(self.patch_embed.kernel.dtype)) + self.pos_embed[...]

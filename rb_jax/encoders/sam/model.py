@@ -24,7 +24,7 @@ class SAM(nnx.Module):
         self.mask_decoder = MaskDecoder(config, rngs)
 
     def encode(
-        self, images: UInt8[Array, "B S S 3"], remat: bool = False
+        self, images: UInt8[Array, "B S S 3"], remat: str = "off"
     ) -> Float[Array, "B G G C"]:
         """Feature map of square pictures of any size."""
         return self.image_encoder(preprocess(images, self.config.image_size), remat)

@@ -14,6 +14,7 @@ import torch
 from rb_jax.config import Config
 from rb_jax.data.collate import OBJECT_TOKENS
 from rb_jax.errors import InputError
+from rb_jax.flow.training import row_keys
 from rb_jax.frce import no_cues
 from rb_jax.port.parity.pair import (
     GUIDANCE,
@@ -158,5 +159,4 @@ def beside(ours: Run, twin: ReasonBrainTorch, given: Given) -> list[tuple[str, t
 
 def sample_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The noise that ReasonBrain.sample draws: each row's depends on the key and its number."""
-    rows = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
-    return jax.vmap(lambda row: jax.random.normal(row, shape[1:]))(rows)
+    return jax.vmap(lambda row: jax.random.normal(row, shape[1:]))(row_keys(key, shape[0]))

@@ -106,7 +106,7 @@ def test_blocks_run_in_order(everywhere):
     run = jax.jit(lambda p, x, remat: merge(graph, p)(x, remat), static_argnums=2)
     expected = jax.jit(one_by_one)(params, pixels)
     assert expected.shape == (2, 5, 5, CONFIG.out_channels)
-    out = run(params, pixels, len(everywhere) == 2)
+    out = run(params, pixels, "full" if len(everywhere) == 2 else "off")
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
     stacks = {path.split("/")[0] for path in params if "layers/" in path}
     names = {"global_layers": everywhere, "window_layers": len(everywhere) < config.layers}

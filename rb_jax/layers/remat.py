@@ -1,0 +1,34 @@
+"""Names for a block's activations, by which a setting keeps some of them (rb_jax.config.remat)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from rb_jax.config.remat import NAMES, parse
+
+
+def name(x: Any, label: str) -> Any:
+    """Marks an activation as one that a setting can keep."""
+    assert label in NAMES, label
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, label), x)
+
+
+def checkpointed(body: Callable, setting: str) -> Callable:
+    """``body``, the step of a scan, keeping for its backward pass what ``setting`` says."""
+    if setting == "off":
+        return body
+    policies = jax.checkpoint_policies
+    device, host = ((), ()) if setting == "full" else parse(setting)
+    if host:
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=list(device), names_which_can_be_offloaded=list(host),
+            offload_src="device", offload_dst="pinned_host",
+        )  # fmt: skip
+    else:
+        policy = policies.save_only_these_names(*device)
+    # A scan's body needs no barrier against common subexpressions: they cannot leave the loop.
+    return jax.checkpoint(body, prevent_cse=False, policy=policy)

@@ -1,0 +1,118 @@
+"""The planner's HTML page: memory, step time and efficiency over the number of chips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rb_jax.eval.curves import Curve, line_chart
+from rb_jax.eval.report_parts import STYLE, section, text
+from rb_jax.plan.planner import COLUMNS, Row, traffic
+
+COLORS = ("var(--blue)", "var(--orange)", "var(--good)", "var(--bad)", "var(--soft)")
+
+
+def render(rows: Sequence[Row], title: str, command: str) -> str:
+    """The page's text."""
+    made = [row for row in rows if row.predicted_step_s]
+    body = [
+        f"<header><h1>{text(title)}</h1><p class=lede>Compiled by the hardware's own compiler, "
+        f"without the hardware.</p>{_facts(rows)}<pre><code>{text(command)}</code></pre></header>",
+        section("Over the number of chips", "Each line is a kind of chip.", _charts(made)),
+        section(
+            "Every topology",
+            "GiB and TFLOP are of one chip and one step. Executed beyond model FLOPs are "
+            "recomputation; exposed is the traffic that computation does not hide.",
+            _table(rows),
+        ),
+        section("What travels", "GiB a chip sends in a step, exposed in parentheses.",
+                _list([f"{row.topology}: {traffic(row)}" for row in made])),
+        section("What the times assume", "", _list(_assumptions(rows))),
+    ]  # fmt: skip
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def efficiency(rows: Sequence[Row]) -> dict[tuple[str, int, int], float]:
+    """(topology, slices, batch) -> examples a chip and second, relative to the kind's smallest."""
+    result: dict[tuple[str, int, int], float] = {}
+    first: dict[str, float] = {}
+    for row in sorted(rows, key=lambda row: row.chips):
+        rate = row.examples_per_chip_second
+        if rate:
+            base = first.setdefault(row.topology.split(":")[0], rate)
+            result[row.topology, row.slices, row.batch_size] = rate / base
+    return result
+
+
+def _facts(rows: Sequence[Row]) -> str:
+    fit = sum(row.fits for row in rows)
+    facts = [
+        (f"{rows[0].params_b:.1f} B", f"parameters, {rows[0].trainable_b:.1f} B of them train"),
+        (f"{fit} of {len(rows)}", "topologies fit"),
+    ]
+    best = max((row.predicted_mfu or 0 for row in rows), default=0)
+    if best:
+        facts.append((f"{best:.0%}", "best predicted MFU"))
+    tiles = "".join(f"<div><b>{a}</b><span>{b}</span></div>" for a, b in facts)
+    return f"<div class=facts>{tiles}</div>"
+
+
+def _charts(rows: Sequence[Row]) -> str:
+    relative = efficiency(rows)
+    charts: list[tuple[str, Callable[[Row], float | None]]] = [
+        ("Peak memory, GiB a chip", lambda row: row.hbm_peak_gib),
+        ("Predicted step, seconds", lambda row: row.predicted_step_s),
+        (
+            "Throughput a chip, relative to the fewest chips",
+            lambda row: relative.get((row.topology, row.slices, row.batch_size)),
+        ),
+    ]
+    drawn = "".join(
+        line_chart(title, _curves(rows, value), "chips", from_zero=True, x_log=True)
+        for title, value in charts
+    )
+    return f"<div class=charts>{drawn}</div>"
+
+
+def _curves(rows: Sequence[Row], value: Callable[[Row], float | None]) -> list[Curve]:
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for row in sorted(rows, key=lambda row: row.chips):
+        y = value(row)
+        if y is not None:
+            kinds.setdefault(row.topology.split(":")[0], []).append((row.chips, y))
+    return [
+        Curve(kind, COLORS[i % len(COLORS)], points, dots=True)
+        for i, (kind, points) in enumerate(kinds.items())
+    ]
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head = "".join(f"<th>{text(title)}</th>" for title, _ in COLUMNS) + "<th class=left>note</th>"
+    lines = []
+    for row in rows:
+        cells = [show(row) for _, show in COLUMNS]
+        verdict = "good" if row.fits else "bad"
+        shown = "".join(
+            f'<td class="verdict {verdict}">{text(c)}</td>' if title == "fits" else
+            f"<td>{text(c)}</td>"
+            for (title, _), c in zip(COLUMNS[1:], cells[1:], strict=True)
+        )  # fmt: skip
+        lines.append(
+            f"<tr><th>{text(cells[0])}</th>{shown}<td class=left>{text(row.note)}</td></tr>"
+        )
+    return (
+        f"<div class=scroll><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _assumptions(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(line for row in rows for line in row.assumptions))
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"

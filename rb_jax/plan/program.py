@@ -1,0 +1,89 @@
+"""The programs that a configuration runs, lowered for devices that need not be here."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from rb_jax.config import Config, from_config_dict
+from rb_jax.data.synthetic import batch_shapes
+from rb_jax.sharding.mesh import batch_sharding, check_batch_size, make_mesh, replicated
+from rb_jax.sharding.rules import param_shardings, state_shardings
+from rb_jax.train.flops import count_flops
+from rb_jax.train.optimizer import make_optimizer
+from rb_jax.train.state import abstract_state, cast_params, definition, merge, trainable_paths
+from rb_jax.train.step import train_step
+
+PROGRAMS = ("train", "sample")
+
+
+def lower(
+    devices: Sequence[Any], config: Mapping[str, Any], program: str = "train"
+) -> jax.stages.Lowered:
+    """The training step, or the whole sampler, exactly as ``rb-jax train`` compiles it.
+
+    ``config`` is a configuration as nested dicts. Raises InputError when the mesh or the batch
+    does not fit the devices.
+    """
+    made = from_config_dict(config)
+    mesh = make_mesh(made.mesh, devices)
+    check_batch_size(mesh, made.train.batch_size)
+    traced = _train(made, mesh) if program == "train" else _sample(made, mesh)
+    platform = {"gpu": "cuda"}.get(devices[0].platform, devices[0].platform)
+    with jax.set_mesh(mesh):
+        return traced().lower(lowering_platforms=(platform,))
+
+
+def _train(config: Config, mesh: jax.sharding.Mesh):
+    tx = make_optimizer(config)
+    state = abstract_state(config, tx, mesh)
+    step = functools.partial(train_step, definition(config)[0], config, tx)
+    layouts = (state_shardings(mesh, state), replicated(mesh))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
+    return lambda: jitted.trace(state, _batch(config, mesh))
+
+
+def _sample(config: Config, mesh: jax.sharding.Mesh):
+    """All Euler steps, from a batch to latents, with weights in the compute dtype."""
+    graphdef, shapes, _ = definition(config)
+    shapes = jax.eval_shape(functools.partial(cast_params, config), shapes)
+    layouts = param_shardings(mesh, shapes)
+    params = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layouts[path])
+        for path, x in shapes.items()
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def sample(params, batch, key):
+        return merge(graphdef, params).sample_latents(batch, key)
+
+    return lambda: jax.jit(sample).trace(params, _batch(config, mesh), key)
+
+
+def _batch(config: Config, mesh: jax.sharding.Mesh):
+    layout = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+        batch_shapes(config, config.train.batch_size),
+    )
+
+
+def model_flops(config: Config, program: str = "train") -> float:
+    """What the mathematics asks for: three forward passes of a training step, or the sampler's."""
+    graphdef, shapes, _ = definition(config)
+    batch, key = batch_shapes(config, config.train.batch_size), jax.random.key(0)
+    if program == "sample":
+        return count_flops(lambda p, b: merge(graphdef, p).sample_latents(b, key), shapes, batch)
+    return 3.0 * count_flops(lambda p, b: merge(graphdef, p).loss(b, key), shapes, batch)
+
+
+def parameters(config: Config) -> tuple[int, int]:
+    """How many there are, and how many of them train."""
+    _, shapes, names = definition(config)
+    trained = trainable_paths(config, names)
+    sizes = {path: math.prod(shape.shape) for path, shape in shapes.items()}
+    return sum(sizes.values()), sum(sizes[path] for path in trained)

@@ -1,0 +1,58 @@
+import pytest
+
+from rb_jax.errors import InputError
+from rb_jax.plan import topologies
+from rb_jax.plan.chips import CHIPS
+
+
+def test_every_name_parses():
+    for name in topologies.names():
+        topology = topologies.parse(name)
+        assert topology.name == name
+        assert topology.chips >= topology.hosts >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "chips", "hosts", "devices"),
+    [
+        ("v5p:2x2x1", 1, 4, 1, 4),
+        ("v5p:8x8x16", 1, 1024, 256, 1024),
+        ("v5e:16x16", 2, 512, 128, 512),
+        ("v6e:8x8", 1, 64, 16, 64),
+        ("v4:2x2x1", 3, 12, 3, 12),
+        ("tpu7x:2x2x1", 1, 4, 1, 8),
+        ("h200:8", 1, 8, 1, 8),
+        ("h200:64", 1, 64, 8, 64),
+        ("h100:2", 1, 2, 1, 2),
+        ("b200:8", 1, 8, 1, 8),
+    ],
+)
+def test_sizes(name, slices, chips, hosts, devices):
+    topology = topologies.parse(name, slices)
+    assert (topology.chips, topology.hosts, topology.devices) == (chips, hosts, devices)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("v5p:2x2x3", "v5p:2x2x1"), ("v5e:16x17", "v5e:16x16"), ("h300:8", "h200:8"), ("v5p", "v5p:")],
+)
+def test_an_unknown_name_is_answered_with_its_neighbours(name, near):
+    with pytest.raises(InputError, match="not known") as caught:
+        topologies.parse(name)
+    message = str(caught.value)
+    assert repr(name) in message and near in message and "\n" not in message
+
+
+def test_slices():
+    with pytest.raises(InputError, match="slices=0"):
+        topologies.parse("v5p:2x2x1", 0)
+    with pytest.raises(InputError, match="only TPUs"):
+        topologies.parse("h200:8", 2)
+
+
+@pytest.mark.parametrize("name", [name for name, chip in CHIPS.items() if not chip.is_tpu])
+def test_gpu_descriptions_are_balanced_and_name_the_chip(name):
+    text = topologies.gpu_target_config(CHIPS[name])
+    assert text.count("{") == text.count("}") > 2
+    assert f"core_count: {CHIPS[name].sms} " in text
+    assert f'"NVIDIA {name.upper()}"' in text

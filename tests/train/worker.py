@@ -1,0 +1,33 @@
+"""``rb-jax`` with something happening to this process on the way, for tests of several processes.
+
+``python -m tests.train.worker SIGNAL STEP [flags of rb-jax ...]`` trains the fake model; SIGNAL, or
+"none", is sent by the process to itself while it waits for the batch after its first STEP steps.
+"""
+
+import os
+import signal
+import sys
+
+from rb_jax.cli import main
+from rb_jax.train import loop, state
+
+
+def send(name: str, step: int) -> None:
+    original, calls = loop.next_batch, [0]
+
+    def next_batch(run, batches):
+        calls[0] += 1
+        if calls[0] == step + 1:
+            run.manager.wait_until_finished()  # only what comes after a checkpoint is to be lost
+            os.kill(os.getpid(), signal.Signals[name])
+        return original(run, batches)
+
+    loop.next_batch = next_batch
+
+
+if __name__ == "__main__":
+    name, step, *flags = sys.argv[1:]
+    state.MODELS = {"edit": ("tests.train.fake", "FakeBrain")}
+    if name != "none":
+        send(name, int(step))
+    sys.exit(main(flags))
