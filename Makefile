@@ -9,16 +9,19 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if 
 	$(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test exhaustive lint clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 14
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 demo: $(VENV)/.installed  ## train a small editor on this machine, edit, score; writes out/demo/report.html
 	$(BIN)/python -m rb_jax.demo --out=out/demo
 
 test: lint  ## lint, check types and run every test
 	$(BIN)/pytest -n 2 --dist=worksteal
+
+exhaustive: $(VENV)/.installed-dev  ## run the tests that test leaves out: every mesh with the whole model
+	$(BIN)/pytest -n 2 --dist=worksteal -m exhaustive
 
 lint: $(VENV)/.installed-dev  ## check style and types only
 	$(BIN)/ruff check .
@@ -44,5 +47,5 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/.made
 
 $(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt | $(VENV)/.made
 	@echo "Installing the pinned requirements and the checkers into $(VENV) (about a minute, once)"
-	@$(PIP) install -c constraints.txt -e '.[dev,torch]'
+	@$(PIP) install -c constraints.txt -e '.[dev,torch,plan]'
 	@touch $@ $(VENV)/.installed

@@ -134,3 +134,6 @@ class FlowBatch:
 
     conditioning: Conditioning
     target_latent: Float[Array, "B H W C"]
+
+
+AnyBatch = Batch | FeatureBatch | FlowBatch

@@ -57,8 +57,9 @@ def forward(size: str, repeats: int, write: Write) -> None:
 
 def forward_error(size: str, mesh: Mesh) -> float:
     """Of two blocks of each kind in bfloat16, against the same numbers in float32."""
-    blocks = programs.configuration(size, tuple(min(2, n) for n in SIZES[size].blocks))
-    program = programs.forward_program(blocks)
+    double, single = SIZES[size].blocks
+    config = programs.configuration(size, (min(2, double), min(2, single)))
+    program = programs.forward_program(config)
     params = random_params(program.args[0])
     args = params, *random_like(program.args[1:], key=11)
     exact_args = jax.tree.map(lambda x: x.astype(jnp.float32), args)
@@ -209,7 +210,8 @@ def timed(
 def checked_error(out: Any, exact: Any) -> float:
     """The largest relative error of the arrays; ends the program beyond ``LIMIT``."""
     pairs = zip(jax.tree.leaves(out), jax.tree.leaves(exact), strict=True)
-    error = max(_error(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs)
+    errors = [_error(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
+    error = float(np.max(errors))  # unlike max(), NaN if one is
     if not error < LIMIT:
         raise SystemExit(f"wrong numbers: relative error {error:.3g}, allowed {LIMIT}")
     return error

@@ -14,29 +14,29 @@ from jaxtyping import Int
 
 from rb_jax.config import Config
 from rb_jax.data.collate import OBJECT_TOKENS
-from rb_jax.types import Batch, Conditioning, FeatureBatch, Features, FlowBatch, Text
+from rb_jax.types import AnyBatch, Batch, Conditioning, FeatureBatch, Features, FlowBatch, Text
 
 Shape = jax.ShapeDtypeStruct
-AnyBatch = Batch | FeatureBatch | FlowBatch
 
 
 def batch_shapes(config: Config, rows: int) -> AnyBatch:
     """The shapes and dtypes of a batch for ``config.train.task`` and ``config.data.inputs``."""
-    if config.train.task == "mmdit":
-        return FlowBatch(conditioning_shapes(config, rows), _latent(config, rows))
-    if config.data.inputs == "features":
-        return FeatureBatch(feature_shapes(config, rows), _latent(config, rows))
-    return pixel_shapes(config, rows)
+
+    def made() -> AnyBatch:
+        if config.train.task == "mmdit":
+            return FlowBatch(_conditioning(config, rows), _latent(config, rows))
+        if config.data.inputs == "features":
+            return FeatureBatch(_features(config, rows), _latent(config, rows))
+        return _pixels(config, rows)
+
+    return jax.eval_shape(made)  # records check the arrays that they are made of
 
 
-def pixel_shapes(config: Config, rows: int) -> Batch:
+def _pixels(config: Config, rows: int) -> Batch:
     model, side = config.model, config.data.image_size
-    objects, regions, grid = (
-        model.frce.max_objects,
-        model.regions.max_regions,
-        model.region_grid(side),
-    )
-    picture = Shape((rows, side, side, 3), np.uint8)
+    objects, regions = model.frce.max_objects, model.regions.max_regions
+    grid = model.region_grid(side)
+    picture = jnp.zeros((rows, side, side, 3), jnp.uint8)
     return Batch(
         source=picture,
         target=picture,
@@ -49,14 +49,14 @@ def pixel_shapes(config: Config, rows: int) -> Batch:
     )
 
 
-def feature_shapes(config: Config, rows: int) -> Features:
+def _features(config: Config, rows: int) -> Features:
     """What the encoders give for a batch."""
     model = config.model
     patches, width = (model.vision.image_size // model.vision.patch_size) ** 2, model.vision.width
     text, objects, regions = model.text, model.frce.max_objects, model.regions
 
-    def values(*shape: int) -> Shape:
-        return Shape((rows, *shape), jnp.dtype(model.dtype))
+    def values(*shape: int) -> jax.Array:
+        return jnp.zeros((rows, *shape), model.dtype)
 
     return Features(
         image=values(patches + 1, width),
@@ -73,13 +73,13 @@ def feature_shapes(config: Config, rows: int) -> Features:
     )
 
 
-def conditioning_shapes(config: Config, rows: int) -> Conditioning:
+def _conditioning(config: Config, rows: int) -> Conditioning:
     """What the reasoning stages, or T5 and CLIP, give the flow model."""
-    model, dtype = config.model, jnp.dtype(config.model.dtype)
+    model = config.model
     queries = 2 * model.cme.queries if model.cme.enabled else model.qformer.queries
     return Conditioning(
-        Shape((rows, queries, model.mmdit.context_width), dtype),
-        Shape((rows, model.text.width), dtype),
+        jnp.zeros((rows, queries, model.mmdit.context_width), model.dtype),
+        jnp.zeros((rows, model.text.width), model.dtype),
         _latent(config, rows),
     )
 
@@ -113,14 +113,14 @@ def _noise(rng: np.random.Generator, shape: Shape) -> np.ndarray:
 
 
 def _text(*shape: int) -> Text:
-    return Text(Shape(shape, np.int32), _mask(*shape))
+    return Text(jnp.zeros(shape, jnp.int32), _mask(*shape))
 
 
-def _mask(*shape: int) -> Shape:
-    return Shape(shape, np.bool_)
+def _mask(*shape: int) -> jax.Array:
+    return jnp.zeros(shape, bool)
 
 
-def _latent(config: Config, rows: int) -> Shape:
+def _latent(config: Config, rows: int) -> jax.Array:
     autoencoder = config.model.autoencoder
     side = config.data.image_size // 2 ** (len(autoencoder.channel_mult) - 1)
-    return Shape((rows, side, side, autoencoder.latent_channels), jnp.dtype(config.model.dtype))
+    return jnp.zeros((rows, side, side, autoencoder.latent_channels), config.model.dtype)

@@ -21,8 +21,8 @@ def checkpointed(body: Callable, setting: str) -> Callable:
     """``body``, the step of a scan, keeping for its backward pass what ``setting`` says."""
     if setting == "off":
         return body
-    policies = jax.checkpoint_policies
     device, host = ((), ()) if setting == "full" else parse(setting)
+    policies = jax.checkpoint_policies
     if host:
         policy = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=list(device), names_which_can_be_offloaded=list(host),
@@ -30,5 +30,12 @@ def checkpointed(body: Callable, setting: str) -> Callable:
         )  # fmt: skip
     else:
         policy = policies.save_only_these_names(*device)
+    if "attention" in device and not host:
+        policy = policies.save_from_both_policies(policy, _cudnn_attention)
     # A scan's body needs no barrier against common subexpressions: they cannot leave the loop.
     return jax.checkpoint(body, prevent_cse=False, policy=policy)
+
+
+def _cudnn_attention(primitive: Any, *_, **__) -> bool:
+    """cuDNN's attention with its log-sum-exp, to which no name can be given from outside."""
+    return primitive.name.startswith("dot_product_attention_fwd")

@@ -18,6 +18,7 @@ DUMP_FLAGS = (
     "--xla_jf_dump_llo_text=true",
     "--xla_jf_dump_llo_pass_label_regex=^final_bundles",
 )  # and --xla_jf_dump_to=FOLDER
+WHOLE = "TLP"  # the program that calls the kernels: long, and all of it waiting or addresses
 _SUFFIX = "-01-final_bundles.txt"
 _BUNDLE = re.compile(r"^\s*(?:0x)?([0-9a-f]+)\s*([A-Z]{2})?\s*:[\s>]*\{")
 _EXIT = re.compile(r"= scmp\.\w+\.\w+\.totalorder %(\w+), (\d+) /\* loop exit test")
@@ -73,7 +74,7 @@ def read_dump(folder: Path) -> dict[str, Kernel]:
     programs: dict[str, dict[str, Kernel]] = {}
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
         name = path.name.removesuffix(_SUFFIX).split("-", 1)[1]
-        if name.startswith("<"):
+        if name.startswith("<") or name == WHOLE:
             continue
         with path.open(encoding="utf-8", errors="replace") as lines:
             programs.setdefault("", {})[name] = parse_kernel(name, lines)
@@ -87,17 +88,19 @@ def parse_kernel(name: str, lines) -> Kernel:
     root = Loop()
     open_loops = [root]
     for i, line in enumerate(text):
-        found = _BUNDLE.match(line)
+        # A dump is hundreds of megabytes: the patterns run where they can match.
+        found = _BUNDLE.match(line) if "{" in line else None
         if not found:
             continue
         if found[2] == "LB":
             loop = Loop(trips=0.0, start=i)
             open_loops[-1].loops.append(loop)
             open_loops.append(loop)
-        share = facts.share(i)
+        share = facts.share(i) if facts.skips else 1.0
         open_loops[-1].bundles += share
-        open_loops[-1].pushes += share * sum(_operand(form) for form in _PUSH.findall(line))
-        if exit_test := _EXIT.search(line):
+        if "vmatmul" in line:
+            open_loops[-1].pushes += share * sum(map(_operand, _PUSH.findall(line)))
+        if "loop exit test" in line and (exit_test := _EXIT.search(line)):
             open_loops[-1].trips = facts.trips(exit_test[1], int(exit_test[2]))
         for back in facts.backward.get(i, ()):
             if back in (loop.start for loop in open_loops[1:]):

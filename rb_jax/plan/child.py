@@ -47,6 +47,7 @@ def run(job: dict[str, Any]) -> None:
     compiled = lowered.compile(xla_flags.options(devices[0].device_kind))
     compile_s = time.perf_counter() - begin
     memory = compiled.memory_analysis()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     facts = describe(compiled, devices) | {
         "lower_s": lower_s,
         "compile_s": compile_s,
@@ -57,7 +58,8 @@ def run(job: dict[str, Any]) -> None:
             "alias": memory.alias_size_in_bytes,
             "temp": memory.temp_size_in_bytes,
         },
-        "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "rss_bytes": usage.ru_maxrss * 1024,
     }
     (folder / HLO).write_text(optimized(compiled, folder), encoding="utf-8")
     (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")

@@ -7,6 +7,7 @@ the training state alone exceeds the memory.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from rb_jax.config import Config
+from rb_jax.config import Config, MeshConfig, RematConfig
 from rb_jax.errors import InputError
 from rb_jax.plan import program
 from rb_jax.plan.compiling import Analysis, analyse
@@ -112,12 +113,23 @@ def target(config: Config, name: str, slices: int = 1, batch_per_chip: int = 0) 
 def state_bytes(config: Config, mesh: AbstractMesh) -> int:
     """Bytes of the training state on one device: weights, moments, average, frozen weights."""
     total = 0
-    for path, leaf in abstract_tree(config, make_optimizer(config)):
+    for path, leaf in _tree(without_layout(config)):
         split = partition(path, leaf.shape, mesh)
         axes = [a for e in split if e for a in (e if isinstance(e, tuple) else (e,))]
         parts = math.prod(mesh.shape[axis] for axis in axes)
         total += leaf.size * leaf.dtype.itemsize // parts
     return total
+
+
+@functools.lru_cache(maxsize=8)
+def _tree(config: Config):
+    return abstract_tree(config, make_optimizer(config))
+
+
+def without_layout(config: Config) -> Config:
+    """The configuration with everything at its default that changes no array of the state."""
+    train = dataclasses.replace(config.train, batch_size=1, accumulation=1)
+    return dataclasses.replace(config, mesh=MeshConfig(), remat=RematConfig(), train=train)
 
 
 def plan(

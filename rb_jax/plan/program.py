@@ -75,6 +75,7 @@ def _batch(config: Config, mesh: jax.sharding.Mesh):
 def model_flops(config: Config, program: str = "train") -> float:
     """What the mathematics asks for: three forward passes of a training step, or the sampler's."""
     graphdef, shapes, _ = definition(config)
+    shapes = jax.eval_shape(functools.partial(cast_params, config), shapes)
     batch, key = batch_shapes(config, config.train.batch_size), jax.random.key(0)
     if program == "sample":
         return count_flops(lambda p, b: merge(graphdef, p).sample_latents(b, key), shapes, batch)

@@ -8,6 +8,7 @@ outlasts the computation. The best few are then compiled.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -113,15 +114,22 @@ def estimate(made: Target) -> Candidate:
     share = mesh["tensor"] * mesh["context"]
     rows = config.train.batch_size / (mesh["data"] * mesh["fsdp"]) / config.train.accumulation
     kept, recomputed = activations(config)
-    weights = 2 * program.parameters(config)[0]  # bfloat16
-    gradients = 2 * program.parameters(config)[1] / (mesh["fsdp"] * mesh["tensor"])
+    total, trained, flops = _work(planner.without_layout(config))
+    weights = 2 * total  # bfloat16
+    gradients = 2 * trained / (mesh["fsdp"] * mesh["tensor"])
     widest = 8 * config.model.mmdit.mlp_width * tokens(config)[0] * 2 * rows / share
-    total = made.state_bytes + 2 * gradients + kept * rows / share + widest + 2**30
-    flops = program.model_flops(config) / made.topology.chips
+    memory = made.state_bytes + 2 * gradients + kept * rows / share + widest + 2**30
+    flops *= config.train.batch_size / made.topology.chips
     chip = made.topology.chip
     compute = flops * (1 + recomputed) / (EFFICIENCY * chip.flops)
     traffic = 3 * weights / mesh["tensor"] * (mesh["fsdp"] > 1) / (2 * chip.link)
-    return Candidate(made, max(compute, traffic) * 1.02, total / GIB)
+    return Candidate(made, max(compute, traffic) * 1.02, memory / GIB)
+
+
+@functools.lru_cache(maxsize=8)
+def _work(config: Config) -> tuple[int, int, float]:
+    """Parameters, those that train, and model FLOPs of one example."""
+    return *program.parameters(config), program.model_flops(config)
 
 
 def activations(config: Config) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rb_jax.paths import matches
 from rb_jax.sharding.activations import current_mesh
@@ -114,7 +114,7 @@ def is_vector(path: str, shape: tuple[int, ...]) -> bool:
     return len(shape) - first_axis(path, shape) < 2
 
 
-def param_shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
+def param_shardings(mesh: AnyMesh, shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
     """Path -> layout of every parameter."""
     return {
         path: NamedSharding(mesh, partition(path, tuple(x.shape), mesh))
@@ -122,7 +122,7 @@ def param_shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, NamedSha
     }
 
 
-def state_shardings(mesh: Mesh, state: Tree) -> Tree:
+def state_shardings(mesh: AnyMesh, state: Tree) -> Tree:
     """The layout of a training state (abstract or not): everything lies as its parameter does."""
 
     def layout(path: tuple, leaf: Any) -> NamedSharding:

@@ -125,11 +125,17 @@ def flags(chip: str) -> list[str]:
     return [f"--{name}={values[chip]}" for name, (_, values) in FLAGS.items() if chip in values]
 
 
-def options(device_kind: str) -> dict[str, str]:
+def options(device_kind: str) -> dict[str, bool | int]:
     """The flags as compiler options for a JAX device kind such as ``TPU v5`` or ``NVIDIA H200``."""
     kind = device_kind.lower()
     chip = next((chip for part, chip in KINDS if part in kind), None)
-    return {name: values[chip] for name, (_, values) in FLAGS.items() if chip in values}
+    found = {name: values[chip] for name, (_, values) in FLAGS.items() if chip in values}
+    return {name: _typed(value) for name, value in found.items()}
+
+
+def _typed(value: str) -> bool | int:
+    """XLA takes options as what they are, where flags are text."""
+    return value == _ON if value in (_ON, _OFF) else int(value)
 
 
 def variable(chip: str) -> str:

@@ -10,14 +10,13 @@ import numpy as np
 from flax import nnx
 
 from rb_jax.config import Config
-from rb_jax.data.synthetic import AnyBatch
 from rb_jax.sharding.mesh import compiler_options, process_rows, replicated, shard_batch
 from rb_jax.sharding.processes import is_primary
 from rb_jax.train import feed
 from rb_jax.train.metrics import RunLog, Window, image_grid, save_png, to_uint8
 from rb_jax.train.state import TrainState
 from rb_jax.train.step import eval_step, sample_step
-from rb_jax.types import Batch
+from rb_jax.types import AnyBatch, Batch
 
 VAL_BATCHES = 4
 

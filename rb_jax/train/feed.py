@@ -17,6 +17,7 @@ from rb_jax.sharding.mesh import process_rows
 from rb_jax.sharding.processes import primary_first, to_host
 from rb_jax.train import checkpoint
 from rb_jax.train.state import TrainState, merge
+from rb_jax.types import AnyBatch
 
 
 def train_batches(
@@ -25,7 +26,7 @@ def train_batches(
     graphdef: nnx.GraphDef,
     state: TrainState,
     mesh: jax.sharding.Mesh,
-) -> Iterator[synthetic.AnyBatch]:
+) -> Iterator[AnyBatch]:
     """This process's rows (``process_rows``) of the batches of steps state.step and on.
 
     With data.prepare every example is made once, before training, in ``workdir/prepared``,
@@ -47,7 +48,7 @@ def train_batches(
 
 def streamed(
     config: Config, split: str, step: int = 0, rows: Int[np.ndarray, " R"] | None = None
-) -> Iterator[synthetic.AnyBatch]:
+) -> Iterator[AnyBatch]:
     """These rows (default: all) of the batches of steps ``step`` and on, made on the fly."""
     if config.data.name == "synthetic":
         return synthetic.batches(config, rows)

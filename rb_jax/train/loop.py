@@ -41,6 +41,7 @@ from rb_jax.train.state import (
     Params,
     TrainState,
     abstract_state,
+    cast_params,
     definition,
     ema_params,
     init_state,
@@ -238,7 +239,7 @@ def model_flops(config: Config, graphdef: nnx.GraphDef, state: TrainState, batch
     """Of one step: three times the loss's forward pass, as is the custom."""
 
     def loss(params, batch):
-        return merge(graphdef, params).loss(batch, jax.random.key(0))
+        return merge(graphdef, cast_params(config, params)).loss(batch, jax.random.key(0))
 
     return 3.0 * count_flops(loss, dict(state.params) | state.frozen, batch)
 

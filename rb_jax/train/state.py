@@ -22,6 +22,7 @@ from jaxtyping import Array, Int
 from rb_jax.config import Config, ConfigError
 from rb_jax.errors import InputError
 from rb_jax.paths import join, matches, split
+from rb_jax.sharding.mesh import AnyMesh
 from rb_jax.sharding.rules import parameter_of, state_shardings
 from rb_jax.types import record
 
@@ -102,9 +103,7 @@ def fast_compile(platforms: set[str] | None = None) -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": 0} if platforms == {"cpu"} else None
 
 
-def abstract_state(
-    config: Config, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
-) -> TrainState:
+def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: AnyMesh) -> TrainState:
     """The shapes, dtypes and layout of ``init_state``'s result, without its arrays."""
     state = _abstract(config, tx, trainable_paths(config, definition(config)[2]))
     return jax.tree.map(

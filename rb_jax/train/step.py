@@ -16,7 +16,7 @@ from rb_jax.sharding.activations import constrain
 from rb_jax.sharding.rules import constrain_params, is_vector
 from rb_jax.train.optimizer import make_schedule
 from rb_jax.train.state import Params, TrainState, cast_params, ema_params, merge, replace
-from rb_jax.types import Batch
+from rb_jax.types import AnyBatch, Batch
 
 Metrics = dict[str, Array]
 
@@ -26,7 +26,7 @@ def train_step(
     config: Config,
     tx: optax.GradientTransformationExtraArgs,
     state: TrainState,
-    batch: Batch,
+    batch: AnyBatch,
 ) -> tuple[TrainState, Metrics]:
     """Next state and the step's metrics: the loss and its terms, norms, learning rate.
 
@@ -73,7 +73,9 @@ def global_norm(tree: Params) -> Float[Array, ""]:
     return jnp.sqrt(sum((jnp.sum(x * x) for x in [*joined, *others]), jnp.zeros(())))
 
 
-def accumulate(grad_fn: Callable, params: Params, batch: Batch, parts: int) -> tuple[Any, Params]:
+def accumulate(
+    grad_fn: Callable, params: Params, batch: AnyBatch, parts: int
+) -> tuple[Any, Params]:
     """``grad_fn(params, batch, rows)`` over ``parts`` of the batch, one after the other, averaged.
 
     A part takes every ``parts``-th row, so that each device keeps working on rows it has.
@@ -98,7 +100,7 @@ def accumulate(grad_fn: Callable, params: Params, batch: Batch, parts: int) -> t
 
 
 def eval_step(
-    graphdef: nnx.GraphDef, config: Config, state: TrainState, batch: Batch, rng: Array
+    graphdef: nnx.GraphDef, config: Config, state: TrainState, batch: AnyBatch, rng: Array
 ) -> Metrics:
     """Loss and terms of the running average of the parameters."""
     loss, terms = ema_model(graphdef, config, state).loss(batch, rng)

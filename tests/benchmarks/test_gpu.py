@@ -74,13 +74,11 @@ def test_attention_is_counted_by_hand():
 def test_parameters_are_random_everywhere():
     config = programs.configuration("toy", (1, 2))
     params = ours.random_params(programs.params_shapes(config))
-    assert {"mmdit/final_layer/linear/kernel", "mmdit/single_blocks/modulation/lin/kernel"} <= set(
-        params
-    )
+    assert "mmdit/single_blocks/modulation/lin/kernel" in params  # zeros in a fresh model
     for path, x in params.items():
         x = np.asarray(x, np.float64)
         assert x.dtype == np.float64 and (x != 0).mean() > 0.9 and x.std() > 0.01, path
-        if x.ndim == 3:
+        if x.ndim == 3 and len(x) > 1:
             assert not np.array_equal(x[0], x[1]), path
     kernels = [params[f"mmdit/double_blocks/{s}/attn/qkv/kernel"] for s in ("img", "txt")]
     assert not np.array_equal(kernels[0], kernels[1])

@@ -1,7 +1,7 @@
 """The same training and sampling on one device and on every mesh of eight, for test_equality.py.
 
-``python -m tests.sharding.meshes TASK MESH...`` prints JSON: for each mesh (a number of MESHES)
-how far it is from one device.
+``python -m tests.sharding.meshes WHAT TASK MESH...`` prints JSON: how far each mesh (a number of
+MESHES) is from one device. WHAT is a function of CHECKS.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rb_jax.config import Config, MeshConfig
 from rb_jax.data import synthetic
+from rb_jax.layers import attention as attention_layer
+from rb_jax.layers import heads, splash
+from rb_jax.layers.attention import attention
 from rb_jax.sharding.mesh import make_mesh, replicated, shard_batch
 from rb_jax.sharding.rules import param_shardings, state_shardings
 from rb_jax.train import checkpoint
 from rb_jax.train.optimizer import make_optimizer
-from rb_jax.train.state import cast_params, init_state, merge
+from rb_jax.train.state import TrainState, cast_params, init_state, merge
 from rb_jax.train.step import train_step
 from tests import tiny
 
@@ -37,7 +41,9 @@ STEPS, ROWS = 20, 8
 # 5 x 5 image and 18 conditioning tokens, 3 heads: nothing is a multiple of the axes.
 SETTINGS: dict[str, Any] = dict(
     data__image_size=40, train__batch_size=ROWS, train__steps=STEPS, train__eval_examples=0,
-    optimizer__clip_norm=0.0, flow__drop_condition=0.3, data__name="synthetic",
+    # At larger rates what rounding does to the first steps grows from step to step.
+    optimizer__clip_norm=0.0, optimizer__learning_rate=1e-4, flow__drop_condition=0.3,
+    data__name="synthetic", model__mmdit__single_blocks=2,
 )  # fmt: skip
 
 
@@ -53,11 +59,18 @@ def batch(config: Config) -> Any:
     return next(synthetic.batches(config))
 
 
+@functools.cache
+def first_state(config: Config) -> TrainState:
+    """On the host."""
+    return jax.device_get(init_state(config, make_optimizer(config), tiny.params(config)))
+
+
 def trained(config: Config, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The losses of all steps and the first one's gradient, which Adam's first moment holds."""
     tx, graphdef = make_optimizer(config), tiny.definition(config)[0]
-    state = init_state(config, tx, tiny.params(config), mesh)
+    state = first_state(config)
     layouts = (state_shardings(mesh, state), replicated(mesh))
+    state = jax.device_put(state, layouts[0])
     step = functools.partial(train_step, graphdef, config, tx)
     losses, gradient, sharded = [], {}, shard_batch(mesh, batch(config))
     with jax.set_mesh(mesh):
@@ -73,55 +86,104 @@ def trained(config: Config, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, dict[s
     return np.array(losses), gradient
 
 
-def sampled(config: Config, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """Pictures, or the latents of a model that has no autoencoder."""
+def forward(config: Config, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """A loss; and pictures, or the latents of a model that has no autoencoder."""
     graphdef, params = tiny.definition(config)[0], cast_params(config, tiny.params(config))
     layouts = param_shardings(mesh, params)
     params = {path: jax.device_put(x, layouts[path]) for path, x in params.items()}
     draw = "sample" if config.train.task == "edit" else "sample_latents"
 
-    def sample(params, batch, key):
-        return getattr(merge(graphdef, params), draw)(batch, key)
+    def run(params, batch, key):
+        model = merge(graphdef, params)
+        return model.loss(batch, key)[0], getattr(model, draw)(batch, key)
 
     with jax.set_mesh(mesh):
-        run = jax.jit(sample, out_shardings=replicated(mesh))
-        return np.asarray(run(params, shard_batch(mesh, batch(config)), jax.random.key(1)))
+        compiled = jax.jit(run, out_shardings=replicated(mesh))
+        made = compiled(params, shard_batch(mesh, batch(config)), jax.random.key(1))
+    loss, sample = map(np.asarray, made)
+    return loss[None], sample
 
 
-def results(task: str, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, dict, np.ndarray]:
-    made = config(task)
-    return *trained(made, mesh), sampled(made, mesh)
+def kernels(config: Config, mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
+    """Outputs and gradients of the kernels of a TPU, interpreted: each device runs its part."""
+    names = ("qkv", "q_scale", "k_scale")
+    shapes = {"qkv": (4, 264, 3 * 4 * 128), "q_scale": (128,), "k_scale": (128,)}
+    given = {name: jnp.asarray(tiny.normal(*shapes[name], seed=3)) for name in names}
+    angle, ids = jnp.asarray(tiny.normal(264, 64)), jnp.arange(264) // 99
+    mask = jnp.asarray(tiny.normal(4, 264) > -0.5)
+
+    def loss(given):
+        q, k, v = heads.normed_heads(given["qkv"], given["q_scale"], given["k_scale"], angle)
+        segments = jnp.broadcast_to(ids, mask.shape)
+        out = [
+            attention(q, k[:, :, ::2], v[:, :, ::2], mask, causal, (segments, segments))
+            for causal in (False, True)
+        ]
+        return sum(jnp.sin(3 * x).sum() for x in out), {"attention": out, "q": q, "v": v}
+
+    with jax.set_mesh(mesh):
+        grads, out = jax.jit(jax.grad(loss, has_aux=True), out_shardings=replicated(mesh))(given)
+    leaves = jax.tree_util.tree_leaves_with_path(out | {"gradient": grads})
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
 
 
-def distance(here: tuple, there: tuple) -> dict[str, Any]:
-    """Of losses, gradients and samples from those of one device, ``here``."""
-    (losses, gradient, sample), (other_losses, other_gradient, other_sample) = here, there
-    assert gradient.keys() == other_gradient.keys()
+def interpreted() -> None:
+    """From here on the layers run what they would run on a TPU."""
+    normed = jax.custom_vjp(lambda *args: heads._forward(*args, interpret=True)[0])
+    normed.defvjp(
+        functools.partial(heads._forward, interpret=True),
+        functools.partial(heads._backward, interpret=True),
+    )
+    heads._kernel, heads.platform = normed, lambda: "tpu"
+    run = functools.partial(splash.splash_attention, interpret=True)
+    splash.splash_attention, attention_layer.backend = run, lambda q, k: "splash"
+
+
+def relative(there: np.ndarray, here: np.ndarray) -> float:
+    return float(np.linalg.norm(there - here) / np.linalg.norm(here))
+
+
+def far_trained(here: tuple, there: tuple) -> dict[str, Any]:
+    (losses, gradient), (other_losses, other) = here, there
+    assert gradient.keys() == other.keys()
     norms = {path: np.linalg.norm(g) for path, g in gradient.items()}
     floor = 1e-4 * np.linalg.norm(list(norms.values()))  # where mathematics says 0, noise remains
     errors = {
-        path: np.linalg.norm(other_gradient[path] - g) / max(norms[path], floor)
+        path: float(np.linalg.norm(other[path] - g) / max(norms[path], floor))
         for path, g in gradient.items()
     }
     worst = max(errors, key=lambda path: errors[path])
-    mse = np.mean((sample - other_sample) ** 2)
-    return {
-        "loss": float(np.max(np.abs(other_losses / losses - 1))),
-        "gradient": float(errors[worst]),
-        "worst": worst,
-        "psnr": float(10 * np.log10(np.ptp(sample) ** 2 / max(mse, 1e-30))),
-    }
+    loss = float(np.max(np.abs(other_losses / losses - 1)))
+    return {"loss": loss, "gradient": errors[worst], "worst": worst}
 
 
-def main(task: str, *numbers: str) -> None:
-    devices = jax.devices()
-    here = results(task, make_mesh(MeshConfig(), devices[:1]))
-    found = {}
-    for number in map(int, numbers):
-        found[number] = distance(here, results(task, make_mesh(MESHES[number], devices)))
-        print(MESHES[number], found[number], file=sys.stderr, flush=True)
-    moved = float(abs(here[0][-1] / here[0][0] - 1))
-    print(json.dumps({"meshes": found, "moved": moved}))
+def far_forward(here: tuple, there: tuple) -> dict[str, Any]:
+    mse = np.mean((here[1] - there[1]) ** 2)
+    psnr = 10 * np.log10(np.ptp(here[1]) ** 2 / max(mse, 1e-30))
+    return {"loss": relative(there[0], here[0]), "psnr": float(psnr)}
+
+
+def far_kernels(here: dict, there: dict) -> dict[str, Any]:
+    return {name: relative(there[name], value) for name, value in here.items()}
+
+
+CHECKS = {
+    "trained": (trained, far_trained),
+    "forward": (forward, far_forward),
+    "kernels": (kernels, far_kernels),
+}
+
+
+def main(what: str, task: str, *numbers: str) -> None:
+    made, (run, far), devices = config(task), CHECKS[what], jax.devices()
+    here, found = run(made, make_mesh(MeshConfig(), devices[:1])), {}
+    if what == "kernels":
+        interpreted()
+    for number in numbers:
+        mesh = make_mesh(MESHES[int(number)], devices)
+        found[number] = far(here, run(made, mesh))
+        print(MESHES[int(number)], found[number], file=sys.stderr, flush=True)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
