@@ -225,7 +225,7 @@ def test_loss_is_the_error_of_the_velocity():
         conditioning, mllm = model.condition(model.encode(batch))
         x0 = model.encode_latents(batch.target)
         keys = [jax.random.split(jax.random.fold_in(rng, row), 4) for row in range(3)]
-        rows = [one_example(*four, x0.shape[1:]) for four in keys]
+        rows = [one_example(k[0], k[1], k[2], k[3], x0.shape[1:]) for k in keys]
         t, noise, kept, guidance = map(jnp.stack, zip(*rows, strict=True))
         conditioning = keep(conditioning, kept)
         z_t = (1 - t[:, None, None, None]) * x0 + t[:, None, None, None] * noise

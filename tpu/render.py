@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "rb_jax" / "sharding"))
-from xla_flags import TPUS, flags  # noqa: E402  # the file alone: rb_jax need not be installed
+from xla_flags import TPUS, flags  # noqa: E402  # pyright: ignore[reportMissingImports]  # the file alone: rb_jax need not be installed
 
 TEMPLATE = Path(__file__).with_name("gke_jobset.yaml")
 CLAIM_PATH = "/data"

@@ -80,7 +80,7 @@ def _flash(chosen: str, q, k, v, key_mask, causal: bool, segments) -> jax.Array:
             from rb_jax.layers.splash import splash_attention  # Pallas is slow to import
 
             return splash_attention(q, k, v, q_ids, k_ids, causal)
-        mask = None if q_ids is None else (q_ids[:, None, :, None] == k_ids[:, None, None, :])
+        mask = None if q_ids is None else _mask(None, (q_ids, k_ids))
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=causal, implementation="cudnn"
         )

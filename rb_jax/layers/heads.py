@@ -177,7 +177,7 @@ def _parallel(parallel: int, sequential: int, interpret: bool) -> dict[str, Any]
         return {}
     from jax.experimental.pallas import tpu as pltpu
 
-    semantics = ("parallel",) * parallel + ("arbitrary",) * sequential
+    semantics: Any = ("parallel",) * parallel + ("arbitrary",) * sequential
     return {"compiler_params": pltpu.CompilerParams(dimension_semantics=semantics)}
 
 

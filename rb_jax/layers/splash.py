@@ -7,6 +7,7 @@ segment ids: a query sees the keys with its own id.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def splash_attention(
         jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
         for x, pad in ((q, q_pad), (k, k_pad), (v, k_pad))
     )
-    run = kernel(q.shape[1], q.shape[2], k.shape[2], causal, device_kind(), interpret)
+    run: Any = kernel(q.shape[1], q.shape[2], k.shape[2], causal, device_kind(), interpret)
     if q_segments is None:
         out = jax.vmap(run)(q, k, v)
     else:

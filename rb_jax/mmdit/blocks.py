@@ -72,11 +72,15 @@ class QKNorm(nnx.Module):
         self.key_norm = nnx.RMSNorm(head_width, epsilon=1e-6, rngs=rngs)
 
 
-def _heads(qkv: Float[Array, "B T C3"], norm: QKNorm, angle) -> tuple[jax.Array, ...]:
+def _heads(
+    qkv: Float[Array, "B T C3"], norm: QKNorm, angle
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normed and rotated queries and keys, and values; each [B T H D]."""
-    scales = norm.query_norm.scale[...], norm.key_norm.scale[...]
-    heads = normed_heads(name(qkv, "qkv"), *scales, angle)
-    return tuple(constrain(x, "batch", "tokens", "heads") for x in heads)
+    q_scale, k_scale = norm.query_norm.scale, norm.key_norm.scale
+    assert q_scale is not None and k_scale is not None
+    heads = normed_heads(name(qkv, "qkv"), q_scale[...], k_scale[...], angle)
+    q, k, v = (constrain(x, "batch", "tokens", "heads") for x in heads)
+    return q, k, v
 
 
 def _attend(q, k, v, mask) -> Float[Array, "B T C"]:
@@ -165,7 +169,8 @@ class SingleBlock(nnx.Module):
         y = modulate(self.pre_norm(x), mod.shift, mod.scale)
         qkv, hidden = self.linear1.parts(y, 3 * x.shape[-1])
         hidden = name(constrain(hidden, "batch", "tokens", "mlp"), "mlp")
-        attended = _attend(*_heads(qkv, self.norm, angle), mask)
+        q, k, v = _heads(qkv, self.norm, angle)
+        attended = _attend(q, k, v, mask)
         out = self.linear2.of_parts(attended, gelu_tanh(hidden))
         return x + mod.gate * name(out, "out")
 

@@ -30,7 +30,8 @@ def split(x: Float[Array, "B T *C"], count: int) -> tuple[jax.Array, jax.Array]:
         return x[:, :count], x[:, count:]
     cut = x.reshape(x.shape[0], parts, -1, *x.shape[2:])
     txt, img = cut[:, :, : count // parts], cut[:, :, count // parts :]
-    return tuple(y.reshape(x.shape[0], -1, *x.shape[2:]) for y in (txt, img))
+    txt, img = (y.reshape(x.shape[0], -1, *x.shape[2:]) for y in (txt, img))
+    return txt, img
 
 
 def fill(x: Float[Array, "B T *C"]) -> Float[Array, "B T2 *C"]:

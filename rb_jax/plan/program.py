@@ -33,7 +33,8 @@ def lower(
     mesh = make_mesh(made.mesh, devices)
     check_batch_size(mesh, made.train.batch_size)
     traced = _train(made, mesh) if program == "train" else _sample(made, mesh)
-    platform = {"gpu": "cuda"}.get(devices[0].platform, devices[0].platform)
+    platform: str = devices[0].platform
+    platform = "cuda" if platform == "gpu" else platform
     with jax.set_mesh(mesh):
         return traced().lower(lowering_platforms=(platform,))
 

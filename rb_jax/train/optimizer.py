@@ -54,11 +54,15 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
     """Scales gradients to a global norm of at most ``limit``; the norm, measured once, is given."""
 
-    def update(updates, state, params=None, *, grad_norm: Array, **_):
+    def update(updates: Any, state: Any, params: Any = None, *, grad_norm: Array, **_: Any) -> Any:
         scale = limit / jnp.maximum(grad_norm, limit)
         return {path: (x * scale).astype(x.dtype) for path, x in updates.items()}, state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    def init(params: Any) -> Any:
+        return optax.EmptyState()
+
+    made: Any = update  # its own extra argument is not in optax's protocol
+    return optax.GradientTransformationExtraArgs(init, made)
 
 
 def decayed(params: Params) -> dict[str, bool]:

@@ -43,7 +43,7 @@ def train_step(
     (loss, terms), grads = accumulate(grad_fn, state.params, batch, config.train.accumulation)
     grad_norm = global_norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = {path: old + (1 - decay) * (params[path] - old) for path, old in state.ema.items()}
 

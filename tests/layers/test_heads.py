@@ -37,6 +37,7 @@ def test_norm_and_rotation_are_fluxs(width, count):
     apart = np.asarray(qkv).reshape(2, 7, 3, count, width)
     for i, scale in enumerate(scales):
         norm = nnx.RMSNorm(width, epsilon=1e-6, rngs=nnx.Rngs(0))
+        assert norm.scale is not None
         norm.scale[...] = scale
         x = np.asarray(norm(jnp.asarray(apart[:, :, i])), np.float64)
         turn = np.exp(1j * np.asarray(angle, np.float64))[:, None]
@@ -49,7 +50,9 @@ def test_norm_and_rotation_are_fluxs(width, count):
 @pytest.mark.parametrize("tokens", LENGTHS)
 def test_the_kernel_is_the_formula(tokens):
     given = kernel_inputs(tokens)
-    made, _ = jax.jit(lambda *a: heads._forward(*a, interpret=True))(*given)
+    made, _ = jax.jit(lambda *a: heads._forward(a[0], a[1], a[2], a[3], a[4], interpret=True))(
+        *given
+    )
     expected = reference(*inputs(tokens))
     for name, a, b in zip(NAMES, made, expected, strict=True):
         np.testing.assert_allclose(a.swapaxes(1, 2), b, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -59,7 +62,7 @@ def test_the_kernel_is_the_formula(tokens):
 def test_the_kernels_gradient_is_the_formulas(tokens):
     qkv, q_scale, k_scale, angle = inputs(tokens)
     grads = [jnp.asarray(tiny.normal(2, tokens, HEADS, LANES, seed=s)) for s in (5, 6, 7)]
-    _, pull = jax.vjp(lambda *a: reference(*a, angle), qkv, q_scale, k_scale)
+    _, pull = jax.vjp(lambda a, b, c: reference(a, b, c, angle), qkv, q_scale, k_scale)
     expected = pull(tuple(grads))
     across = tuple(g.swapaxes(1, 2) for g in grads)
     made = jax.jit(lambda r, g: heads._backward(r, g, interpret=True))(

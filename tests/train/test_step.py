@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,8 @@ def test_without_a_running_average_the_parameters_are_what_is_evaluated():
 
 def test_adapters_alone_change():
     """With the patterns of the preset, of which the flow model alone has one."""
-    pattern = reason50k_flux.get_config("lora").train.trainable[1]
+    preset: Any = reason50k_flux.get_config("lora")
+    pattern = preset.train.trainable[1]
     config = flow_config(
         train__trainable=(pattern,), model__mmdit__lora_rank=3, model__mmdit__lora_alpha=6.0
     )  # fmt: skip
