@@ -32,6 +32,21 @@ def batch_shapes(config: Config, rows: int) -> AnyBatch:
     return jax.eval_shape(made)  # records check the arrays that they are made of
 
 
+def pixel_shapes(config: Config, rows: int) -> Batch:
+    """Of what a loader gives."""
+    return jax.eval_shape(lambda: _pixels(config, rows))
+
+
+def feature_shapes(config: Config, rows: int) -> Features:
+    """Of what the encoders give for a batch."""
+    return jax.eval_shape(lambda: _features(config, rows))
+
+
+def conditioning_shapes(config: Config, rows: int) -> Conditioning:
+    """Of what the reasoning stages, or T5 and CLIP, give the flow model."""
+    return jax.eval_shape(lambda: _conditioning(config, rows))
+
+
 def _pixels(config: Config, rows: int) -> Batch:
     model, side = config.model, config.data.image_size
     objects, regions = model.frce.max_objects, model.regions.max_regions
@@ -50,7 +65,6 @@ def _pixels(config: Config, rows: int) -> Batch:
 
 
 def _features(config: Config, rows: int) -> Features:
-    """What the encoders give for a batch."""
     model = config.model
     patches, width = (model.vision.image_size // model.vision.patch_size) ** 2, model.vision.width
     text, objects, regions = model.text, model.frce.max_objects, model.regions
@@ -74,7 +88,6 @@ def _features(config: Config, rows: int) -> Features:
 
 
 def _conditioning(config: Config, rows: int) -> Conditioning:
-    """What the reasoning stages, or T5 and CLIP, give the flow model."""
     model = config.model
     queries = 2 * model.cme.queries if model.cme.enabled else model.qformer.queries
     return Conditioning(

@@ -13,10 +13,10 @@ from rb_jax.config import Config, from_config_dict
 from rb_jax.data.synthetic import batch_shapes
 from rb_jax.sharding.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from rb_jax.sharding.rules import param_shardings, state_shardings
+from rb_jax.train import step
 from rb_jax.train.flops import count_flops
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import abstract_state, cast_params, definition, merge, trainable_paths
-from rb_jax.train.step import train_step
 
 PROGRAMS = ("train", "sample")
 
@@ -42,9 +42,9 @@ def lower(
 def _train(config: Config, mesh: jax.sharding.Mesh):
     tx = make_optimizer(config)
     state = abstract_state(config, tx, mesh)
-    step = functools.partial(train_step, definition(config)[0], config, tx)
+    run = functools.partial(step.train_step, definition(config)[0], config, tx)
     layouts = (state_shardings(mesh, state), replicated(mesh))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
+    jitted = jax.jit(run, donate_argnums=0, out_shardings=layouts)
     return lambda: jitted.trace(state, _batch(config, mesh))
 
 
@@ -74,13 +74,13 @@ def _batch(config: Config, mesh: jax.sharding.Mesh):
 
 
 def model_flops(config: Config, program: str = "train") -> float:
-    """What the mathematics asks for: three forward passes of a training step, or the sampler's."""
+    """What the mathematics asks for, of a training step or of the whole sampler."""
+    batch = batch_shapes(config, config.train.batch_size)
+    if program == "train":
+        return step.model_flops(config, batch)
     graphdef, shapes, _ = definition(config)
-    shapes = jax.eval_shape(functools.partial(cast_params, config), shapes)
-    batch, key = batch_shapes(config, config.train.batch_size), jax.random.key(0)
-    if program == "sample":
-        return count_flops(lambda p, b: merge(graphdef, p).sample_latents(b, key), shapes, batch)
-    return 3.0 * count_flops(lambda p, b: merge(graphdef, p).loss(b, key), shapes, batch)
+    shapes, key = jax.eval_shape(functools.partial(cast_params, config), shapes), jax.random.key(0)
+    return count_flops(lambda p, b: merge(graphdef, p).sample_latents(b, key), shapes, batch)
 
 
 def parameters(config: Config) -> tuple[int, int]:

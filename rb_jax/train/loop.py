@@ -33,7 +33,6 @@ from rb_jax.sharding.processes import from_primary, is_primary, wait_for_all
 from rb_jax.sharding.rules import param_shardings, state_shardings
 from rb_jax.train import checkpoint, feed
 from rb_jax.train.evaluation import Evaluator
-from rb_jax.train.flops import count_flops
 from rb_jax.train.metrics import Clock, RunLog, Window, peak_flops
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.signals import STATUS, StopRequest, stop_signals
@@ -41,14 +40,12 @@ from rb_jax.train.state import (
     Params,
     TrainState,
     abstract_state,
-    cast_params,
     definition,
     ema_params,
     init_state,
-    merge,
     parameter_report,
 )
-from rb_jax.train.step import train_step
+from rb_jax.train.step import model_flops, train_step
 from rb_jax.train.weights import initial_weights, save_weights
 
 # What may change between two commands on one workdir; everything else would make the checkpoint
@@ -225,7 +222,7 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     with jax.set_mesh(run.mesh):
         compiled = jitted.lower(state, batch).compile(compiler_options(run.mesh))
     seconds = time.perf_counter() - begin
-    flops = model_flops(config, graphdef, state, batch)
+    flops = model_flops(config, batch)
     peak, source = peak_flops(list(run.mesh.devices.flat))
     _say(f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
          f"{peak / 1e12:.2f} TFLOP/s ({source})")  # fmt: skip
@@ -233,15 +230,6 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     row |= {"peak_source": source, "batch_size": config.train.batch_size}
     run.log.write("start", int(state.step), row)
     return Stepper(compiled, batch, flops, peak)
-
-
-def model_flops(config: Config, graphdef: nnx.GraphDef, state: TrainState, batch: Any) -> float:
-    """Of one step: three times the loss's forward pass, as is the custom."""
-
-    def loss(params, batch):
-        return merge(graphdef, cast_params(config, params)).loss(batch, jax.random.key(0))
-
-    return 3.0 * count_flops(loss, dict(state.params) | state.frozen, batch)
 
 
 def next_batch(run: Run, batches: Iterator) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +13,21 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rb_jax.config import Config
+from rb_jax.config import Config, RematConfig
 from rb_jax.sharding.activations import constrain
 from rb_jax.sharding.rules import constrain_params, is_vector
+from rb_jax.train.flops import count_flops
 from rb_jax.train.optimizer import make_schedule
-from rb_jax.train.state import Params, TrainState, cast_params, ema_params, merge, replace
+from rb_jax.train.state import (
+    Params,
+    TrainState,
+    cast_params,
+    definition,
+    ema_params,
+    merge,
+    replace,
+    trainable_paths,
+)
 from rb_jax.types import AnyBatch, Batch
 
 Metrics = dict[str, Array]
@@ -62,6 +74,28 @@ def train_step(
         state, step=state.step + 1, skipped=skipped, params=params, opt_state=opt_state, ema=ema
     )
     return state, metrics | {"skipped": skipped}
+
+
+def model_flops(config: Config, batch: Any) -> float:
+    """What the mathematics of a step asks for: the loss and its gradient, nothing run again.
+
+    A trained product costs three forward ones, a frozen one that a gradient passes two. ``batch``
+    may be shapes.
+    """
+    config = dataclasses.replace(config, remat=RematConfig())
+    graphdef, shapes, names = definition(config)
+    trained = trainable_paths(config, names)
+    shapes = jax.eval_shape(functools.partial(cast_params, config), shapes)
+    params = {path: x for path, x in shapes.items() if path in trained}
+    frozen = {path: x for path, x in shapes.items() if path not in trained}
+
+    def gradient(params, frozen, batch):
+        def loss(params):
+            return merge(graphdef, params | frozen).loss(batch, jax.random.key(0))[0]
+
+        return jax.grad(loss)(params)
+
+    return count_flops(gradient, params, frozen, batch)
 
 
 def global_norm(tree: Params) -> Float[Array, ""]:

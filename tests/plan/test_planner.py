@@ -107,10 +107,17 @@ def test_a_state_that_cannot_fit_says_by_how_much_without_compiling():
     assert row.params_b == pytest.approx(19.08, abs=0.1)
 
 
-def test_model_flops_are_three_forward_passes_and_the_samplers():
+def test_model_flops_count_what_trains_and_what_a_gradient_passes():
     made = config()
-    forward = program.model_flops(made) / 3
-    assert program.model_flops(made, "sample") == pytest.approx(made.flow.steps * forward, rel=0.01)
+    step = program.model_flops(made)
+    forward = program.model_flops(made, "sample") / made.flow.steps
+    assert step == pytest.approx(3 * forward, rel=0.03)
+    # A frozen product costs two, of which the first blocks' inputs need none.
+    frozen = config(train__trainable=("mmdit/final_layer/**",))
+    assert program.model_flops(frozen) == pytest.approx(forward, rel=0.03)
+    adapters = config(train__trainable=("mmdit/**/lora_*",), model__mmdit__lora_rank=4)
+    # Attention has no weights of its own: its gradient costs two products for each of the forward.
+    assert 2 * forward < program.model_flops(adapters) < 2.5 * forward
     total, trained = program.parameters(made)
     assert total == trained > 10e6
 
