@@ -40,11 +40,14 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     if config.slices > 1:
         inside = (shape[0] // config.slices, *shape[1:])
         between = (config.slices, 1, 1, 1)
-        grid = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inside, between, devices, allow_split_physical_axes=True
+        )
     elif devices[0].platform == "cpu":
         grid = np.asarray(devices).reshape(shape)
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices)
+        # 64 of 16 x 16 chips are 4 of its rows: an axis of the torus may be cut.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES)
 
 

@@ -37,25 +37,26 @@ def shapes(tree):
 
 def test_pixels_are_as_the_loader_makes_them():
     real = next(loader.batches(tiny.CONFIG, "train"))
-    assert shapes(synthetic.pixel_shapes(tiny.CONFIG, 4)) == shapes(real)
+    assert shapes(synthetic.batch_shapes(config("pixels"), 4)) == shapes(real)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("cme", [True, False])
-def test_features_and_conditioning_are_as_the_model_makes_them(dtype, cme):
-    made = tiny.config(model__dtype=dtype, model__cme__enabled=cme)
+@pytest.mark.parametrize("changes", [{}, dict(model__dtype="bfloat16", model__cme__enabled=False)])
+def test_features_and_conditioning_are_as_the_model_makes_them(changes):
+    pixels, made, latents = (config(k, **changes) for k in ("pixels", "features", "latents"))
 
     def run(params, batch):
-        model = tiny.merged(params, made)
+        model = tiny.merged(params, pixels)
         features = model.encode(batch)
         return features, model.condition(features)[0]
 
-    cast = {p: jax.ShapeDtypeStruct(x.shape, dtype) for p, x in tiny.params(made).items()}
-    features, conditioning = jax.eval_shape(run, cast, synthetic.pixel_shapes(made, 3))
-    noise = synthetic.feature_shapes(made, 3), synthetic.conditioning_shapes(made, 3)
-    pairs = zip(jax.tree.leaves((features, conditioning)), jax.tree.leaves(noise), strict=True)
-    assert all(x.shape == y.shape for x, y in pairs)
-    assert conditioning.tokens.dtype == synthetic.conditioning_shapes(made, 3).tokens.dtype
+    dtype = pixels.model.dtype
+    cast = {p: jax.ShapeDtypeStruct(x.shape, dtype) for p, x in tiny.params(pixels).items()}
+    real = jax.eval_shape(run, cast, synthetic.batch_shapes(pixels, 3))
+    features = synthetic.batch_shapes(made, 3).features
+    noise = features, synthetic.batch_shapes(latents, 3).conditioning
+    sizes = [jax.tree.map(lambda x: x.shape, tree) for tree in (real, noise)]
+    assert sizes[0] == sizes[1]
+    assert real[1].tokens.dtype == noise[1].tokens.dtype == features.image.dtype == dtype
 
 
 @pytest.mark.parametrize("kind", KINDS)
