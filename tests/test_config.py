@@ -123,6 +123,12 @@ def test_mistyped_element_of_a_tuple():
         ("train.batch_size", 0, ""),
         ("train.log_every", 0, ""),
         ("optimizer.warmup_steps", 100_000, ""),
+        ("train.accumulation", 0, ""),
+        ("train.accumulation", 5, ""),
+        ("train.task", "mmdit", "data.name"),
+        ("data.inputs", "features", ""),
+        ("model.mmdit.source", "none", ""),
+        ("remat.mllm", "attention,nose", ""),
     ],
 )
 def test_inconsistent_values(key, value, named):
@@ -165,6 +171,41 @@ def test_frce_needs_a_branch_only_when_it_is_on():
 def test_checks_hold_for_configs_made_in_python():
     with pytest.raises(ConfigError, match="config.flow.logit_std"):
         dataclasses.replace(Config(), flow=dataclasses.replace(Config().flow, logit_std=0.0))
+
+
+def noise(**train):
+    """The flow model on noise, as nested values."""
+    values = changed("data.name", "synthetic")
+    values["train"].update(dict(task="mmdit", eval_examples=0) | train)
+    return values
+
+
+def test_what_has_no_pictures_shows_none():
+    assert from_config_dict(noise()).train.task == "mmdit"
+    with pytest.raises(ConfigError, match="config.train.eval_examples: must be 0"):
+        from_config_dict(noise(eval_examples=2))
+    values = noise(task="edit", eval_examples=2)
+    assert from_config_dict(values)
+    values["data"]["inputs"] = "features"
+    with pytest.raises(ConfigError, match="config.train.eval_examples: must be 0"):
+        from_config_dict(values)
+
+
+def test_an_autoencoder_learns_from_pixels():
+    values = noise(task="autoencoder")
+    assert from_config_dict(values)
+    values["data"]["inputs"] = "features"
+    with pytest.raises(ConfigError, match="config.data.inputs: "):
+        from_config_dict(values)
+
+
+def test_a_second_moment_that_bfloat16_cannot_follow_is_refused():
+    values = noise(param_dtype="bfloat16")
+    values["optimizer"]["b2"] = 0.999
+    with pytest.raises(ConfigError, match="config.optimizer.b2: 0.999"):
+        from_config_dict(values)
+    values["train"]["param_dtype"] = "float32"
+    assert from_config_dict(values)
 
 
 def test_integers_serve_as_floats():

@@ -11,6 +11,7 @@ from rb_jax.data import loader, synthetic
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import abstract_state
 from rb_jax.train.step import eval_step, train_step
+from rb_jax.types import FeatureBatch, FlowBatch
 from tests import tiny
 
 # What a configuration may train on noise.
@@ -52,8 +53,9 @@ def test_features_and_conditioning_are_as_the_model_makes_them(changes):
     dtype = pixels.model.dtype
     cast = {p: jax.ShapeDtypeStruct(x.shape, dtype) for p, x in tiny.params(pixels).items()}
     real = jax.eval_shape(run, cast, synthetic.batch_shapes(pixels, 3))
-    features = synthetic.batch_shapes(made, 3).features
-    noise = features, synthetic.batch_shapes(latents, 3).conditioning
+    of_features, of_latents = (synthetic.batch_shapes(c, 3) for c in (made, latents))
+    assert isinstance(of_features, FeatureBatch) and isinstance(of_latents, FlowBatch)
+    features, noise = of_features.features, (of_features.features, of_latents.conditioning)
     sizes = [jax.tree.map(lambda x: x.shape, tree) for tree in (real, noise)]
     assert sizes[0] == sizes[1]
     assert real[1].tokens.dtype == noise[1].tokens.dtype == features.image.dtype == dtype

@@ -55,7 +55,7 @@ def test_dry_run_of_one_slice(fakes):
     words = remote(train)
     flags = words[5].removeprefix("LIBTPU_INIT_ARGS=")
     assert words[:3] == ["bash", "rb_jax/tpu/worker.sh", "run"] and words[4] == "env"
-    assert "--xla_tpu_scoped_vmem_limit_kib=32768" in flags.split()
+    assert "--xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true" in flags.split()
     assert words[6:] == [
         *("rb-jax", "train", "--config=configs/reason50k_flux.py", "--workdir=gs://b/run"),
         *("--config.mesh.data=1", "--config.mesh.fsdp=-1"),

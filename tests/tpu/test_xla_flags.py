@@ -115,4 +115,4 @@ def test_command_line(capsys):
     assert xla_flags.main(["--explain"]) == 0
     explained = capsys.readouterr().out
     assert all(f"--{name}\n" in explained for name in xla_flags.FLAGS)
-    assert "65536 on v5e v6e" in explained
+    assert "true on v5p v6e tpu7x" in explained

@@ -46,6 +46,21 @@ class FakeBrain(nnx.Module):
         return jnp.broadcast_to(colour, batch.source.shape).astype(jnp.float32)
 
 
+class FakeFlow(nnx.Module):
+    """The interface of the flow model alone: one linear layer from noise to the latent."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        channels = config.model.autoencoder.latent_channels
+        self.mmdit = nnx.Linear(channels, channels, rngs=rngs)
+
+    def loss(self, batch, rng, rows=None):
+        target = batch.target_latent
+        keys = row_keys(rng, target.shape[0], rows)
+        noise = jax.vmap(lambda key: jax.random.normal(key, target.shape[1:]))(keys)
+        error = jnp.mean((self.mmdit(noise) - target) ** 2)
+        return error, {"loss_flow": error}
+
+
 class Trainer(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.autoencoder = Pixels(rngs)
@@ -53,7 +68,8 @@ class Trainer(nnx.Module):
 
 def use(monkeypatch):
     """Lets the training code find this model where it looks for the real one."""
-    models = {"edit": (__name__, "FakeBrain"), "autoencoder": (__name__, "Trainer")}
+    names = {"edit": "FakeBrain", "mmdit": "FakeFlow", "autoencoder": "Trainer"}
+    models = {task: (__name__, name) for task, name in names.items()}
     monkeypatch.setattr(state, "MODELS", models)
 
 

@@ -124,6 +124,27 @@ def test_outputs(tmp_path, capsys):
     assert all(row["steps_per_second"] > 0 and 0 <= row["input_wait"] <= 1 for row in train_rows)
 
 
+@pytest.mark.parametrize("task", ["edit", "mmdit"])
+def test_trains_on_noise_of_the_tasks_shapes(tmp_path, task):
+    """Without preparing anything, and with pictures only where there are some."""
+    pictures = 3 if task == "edit" else 0
+    config = fake.config(eval_examples=pictures, frozen=(), checkpoint_every=4, steps=8)
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, task=task),
+        data=dataclasses.replace(config.data, name="synthetic", prepare=True),
+    )
+    assert loop.train(config, tmp_path) == 0
+    assert not (tmp_path / "prepared").exists()
+    assert (tmp_path / "samples").exists() == (task == "edit")
+    kept = rows(tmp_path)
+    assert [row["step"] for row in kept if row["kind"] == "val"] == [4, 8]
+    with checkpoint.open_checkpoints(tmp_path) as manager:
+        manager.delete(8)
+    assert loop.train(config, tmp_path) == 0
+    assert rows(tmp_path) == kept
+
+
 def test_runs_outside_the_main_thread(tmp_path):
     codes = []
     config = fake.config(steps=3, eval_examples=0)
