@@ -23,10 +23,7 @@ def count_flops(function: Callable, *args) -> float:
 
     Traced as for a CPU, where no kernel hides its products.
     """
-    device = jax.sharding.AbstractDevice("cpu", None, "cpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        cpu = AbstractDevice("cpu", None, "cpu")
+    cpu = AbstractDevice("cpu", None, "cpu")
     mesh = AbstractMesh((1,) * len(AXES), AXES, abstract_device=cpu)
     with use_abstract_mesh(mesh):
         return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)

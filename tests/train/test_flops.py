@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import pytest
 
 from rb_jax.layers.attention import attention
-from rb_jax.sharding.mesh import AXES
 from rb_jax.train.flops import count_flops
 from tests import tiny
 
@@ -67,23 +66,10 @@ def test_elementwise_work_is_free():
 
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu", "cpu"])
-def test_attention_counts_in_full_where_a_kernel_hides_it(platform):
-    device = jax.sharding.AbstractDevice("a chip", None, platform)
-    sizes = (1, 2, 1, 4)
-    mesh = jax.sharding.AbstractMesh(sizes, AXES, abstract_device=device)
+def test_attention_counts_in_full_where_a_kernel_would_hide_it(platform, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     q = jax.ShapeDtypeStruct((2, 600, 3, 128), jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(mesh):
-        assert count_flops(lambda q: attention(q, q, q), q) == 4 * 2 * 3 * 600**2 * 128
-
-
-def test_tokens_that_fill_up_a_mesh_do_not_count():
-    def velocity(params, z, t, conditioning):
-        return tiny.merged(params).mmdit(z, t, t, conditioning)
-
-    given = tiny.params(), shape(1, 8, 8, 3), shape(1), tiny.conditioning(tokens=18)
-    alone = count_flops(velocity, *given)
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 1, 1, 8), AXES)):
-        assert count_flops(velocity, *given) == alone
+    assert count_flops(lambda q: attention(q, q, q), q) == 4 * 2 * 3 * 600**2 * 128
 
 
 def test_the_flow_model_by_hand():
