@@ -71,13 +71,20 @@ def check(config: Config) -> None:
     for key, setting in dataclasses.asdict(config.remat).items():
         if setting not in ("off", "full"):
             rules.append((not (why := remat_error(setting)), f"remat.{key}", why))
-    stalls = train.param_dtype == "bfloat16" and config.optimizer.b2 > MAX_BFLOAT16_B2
+    opt = config.optimizer
+    follows = opt.name in ("adafactor", "lion") or opt.b2 <= MAX_BFLOAT16_B2
     rules += [
+        (opt.spike_factor == 0 or opt.spike_factor > 1, "optimizer.spike_factor",
+         f"must be 0 (off) or more than 1, got {opt.spike_factor}"),
+        (0 <= opt.decay_fraction <= 1, "optimizer.decay_fraction", "must be in [0, 1]"),
+        (all(factor >= 0 for _, factor in opt.rates), "optimizer.rates",
+         "factors must not be negative"),
         (train.accumulation >= 1 and train.batch_size % train.accumulation == 0,
          "train.accumulation",
          f"{train.accumulation} does not divide batch_size={train.batch_size}"),
-        (not stalls, "optimizer.b2", f"{config.optimizer.b2} is more than a second moment in "
-         f"bfloat16 can follow; use at most {MAX_BFLOAT16_B2}, or train.param_dtype='float32'"),
+        (train.param_dtype != "bfloat16" or follows, "optimizer.b2",
+         f"{opt.b2} is more than a second moment in bfloat16 can follow; use "
+         f"at most {MAX_BFLOAT16_B2}, or train.param_dtype='float32'"),
         (train.task != "mmdit" or data.name == "synthetic", "data.name",
          "train.task='mmdit' reads latents and conditioning: 'synthetic' is the only such source"),
         (data.inputs == "pixels" or data.name == "synthetic", "data.inputs",

@@ -238,15 +238,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # Factors on the learning rate by patterns over paths, (("mllm/**", 0.1),); the first counts.
+    rates: tuple[tuple[str, float], ...] = ()
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     warmup_steps: int = 100
+    decay_fraction: float = 0.1  # of the steps, at their end, in which wsd decays
     final_fraction: float = 0.05  # of the peak learning rate at the last step
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
     weight_decay: float = 1e-2
+    momentum: float = 0.95  # muon's
     clip_norm: float = 1.0
+    # A step whose gradient's norm is this many times the running average changes nothing; 0 is off.
+    spike_factor: float = 0.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from rb_jax.config import Config, ConfigError
 from rb_jax.errors import InputError
@@ -39,7 +39,8 @@ MODELS = {
 @record
 class TrainState:
     step: Int[Array, ""]  # batches consumed; the rng and the sample order are functions of it
-    skipped: Int[Array, ""]  # of those, how many gave a non-finite gradient and changed nothing
+    skipped: Int[Array, ""]  # of those, how many changed nothing: non-finite gradients and spikes
+    norm_average: Float[Array, ""]  # running average of the gradient's norm
     params: Params  # trainable, in config.train.param_dtype
     frozen: Params  # never changed, in the model's compute dtype
     opt_state: optax.OptState
@@ -135,7 +136,7 @@ def _create(config, tx, trainable: set[str], key, weights: Params) -> TrainState
     ema = {p: jnp.array(x, jnp.float32, copy=True) for p, x in params.items()}
     ema = ema if config.train.ema_decay else {}
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(step, skipped, params, frozen, tx.init(params), ema)
+    return TrainState(step, skipped, jnp.zeros(()), params, frozen, tx.init(params), ema)
 
 
 def trainable_paths(config: Config, paths: Iterable[str]) -> set[str]:

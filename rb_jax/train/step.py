@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rb_jax.config import Config, RematConfig
 from rb_jax.sharding.activations import constrain
@@ -31,6 +31,8 @@ from rb_jax.train.state import (
 from rb_jax.types import AnyBatch, Batch
 
 Metrics = dict[str, Array]
+NORM_DECAY = 0.98  # of the running average of the gradient's norm
+SPIKES_FROM = 50  # updates, before which that average says too little
 
 
 def train_step(
@@ -43,7 +45,8 @@ def train_step(
     """Next state and the step's metrics: the loss and its terms, norms, learning rate.
 
     Randomness depends on (config.train.seed, state.step) only. A step whose loss or gradient is
-    not finite changes no parameter: it only counts, in ``step`` and in ``skipped``.
+    not finite, or whose gradient is a spike (config.optimizer.spike_factor), changes no parameter:
+    it only counts, in ``step`` and in ``skipped``.
     """
     rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
 
@@ -53,27 +56,50 @@ def train_step(
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, terms), grads = accumulate(grad_fn, state.params, batch, config.train.accumulation)
-    grad_norm = global_norm(grads)
+    norms = stage_norms(grads)
+    grad_norm = jnp.sqrt(sum((norm**2 for norm in norms.values()), jnp.zeros(())))
     updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
     params: Any = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = {path: old + (1 - decay) * (params[path] - old) for path, old in state.ema.items()}
 
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    factor, updated = config.optimizer.spike_factor, state.step - state.skipped
+    spike, norm_average = watch_norm(factor, updated, state.norm_average, grad_norm)
+    kept = finite & ~spike
     old = (state.params, state.opt_state, state.ema)
     params, opt_state, ema = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), old
+        lambda new, old: jnp.where(kept, new, old), (params, opt_state, ema), old
     )
+    skipped = state.skipped + jnp.where(kept, 0, 1)
     metrics = terms | {
         "loss": loss,
         "grad_norm": grad_norm,
+        **{f"grad_norm/{stage}": norm for stage, norm in norms.items() if len(norms) > 1},
         "learning_rate": make_schedule(config)(state.step - state.skipped),
+        "spikes": spike.astype(jnp.float32),
+        "skipped": skipped,
     }
-    skipped = state.skipped + jnp.where(finite, 0, 1)
     state = replace(
-        state, step=state.step + 1, skipped=skipped, params=params, opt_state=opt_state, ema=ema
-    )
-    return state, metrics | {"skipped": skipped}
+        state, step=state.step + 1, skipped=skipped, norm_average=norm_average,
+        params=params, opt_state=opt_state, ema=ema,
+    )  # fmt: skip
+    return state, metrics
+
+
+def watch_norm(
+    factor: float, updates: Int[Array, ""], average: Float[Array, ""], norm: Float[Array, ""]
+) -> tuple[Bool[Array, ""], Float[Array, ""]]:
+    """Whether a gradient's norm is a spike after so many updates; the running average with it.
+
+    A spike enters the average as the largest norm that is none, so that the average follows when
+    the norm has grown for good.
+    """
+    limit = factor * average if factor else jnp.inf
+    finite, begun = jnp.isfinite(norm), average > 0
+    spike = finite & begun & (updates >= SPIKES_FROM) & (norm > limit)
+    moved = average + (1 - NORM_DECAY) * (jnp.minimum(norm, limit) - average)
+    return spike, jnp.where(finite, jnp.where(begun, moved, norm), average)
 
 
 def model_flops(config: Config, batch: Any) -> float:
@@ -98,11 +124,20 @@ def model_flops(config: Config, batch: Any) -> float:
     return count_flops(gradient, params, frozen, batch)
 
 
-def global_norm(tree: Params) -> Float[Array, ""]:
-    """Root of the sum of all squares; the many vectors as one, not as a kernel each."""
-    whole = {path: x.astype(jnp.float32) for path, x in tree.items()}
-    vectors = [x.ravel() for path, x in whole.items() if is_vector(path, x.shape)]
-    others = [x for path, x in whole.items() if not is_vector(path, x.shape)]
+def stage_norms(tree: Params) -> dict[str, Float[Array, ""]]:
+    """Stage (the paths' first name) -> root of the sum of its squares.
+
+    The many vectors of a stage count as one, not as a kernel each.
+    """
+    stages: dict[str, Params] = {}
+    for path, x in tree.items():
+        stages.setdefault(path.split("/")[0], {})[path] = x.astype(jnp.float32)
+    return {stage: _norm(arrays) for stage, arrays in stages.items()}
+
+
+def _norm(arrays: Params) -> Float[Array, ""]:
+    vectors = [x.ravel() for path, x in arrays.items() if is_vector(path, x.shape)]
+    others = [x for path, x in arrays.items() if not is_vector(path, x.shape)]
     joined = [jnp.concatenate(vectors)] if vectors else []
     return jnp.sqrt(sum((jnp.sum(x * x) for x in [*joined, *others]), jnp.zeros(())))
 
