@@ -146,7 +146,7 @@ def decayed(params: Params) -> dict[str, bool]:
     return {path: path.rsplit("/", 1)[-1] in MATRICES for path in params}
 
 
-def hidden_matrices(params: Params) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+def hidden_matrices(params: Any) -> Any:
     """The stacked kernels [layers, in, out] of blocks; None for all else."""
     one = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     shapes = {path: getattr(x, "shape", ()) for path, x in params.items()}  # optax masks some

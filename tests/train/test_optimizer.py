@@ -1,6 +1,7 @@
 """Optimizers by name, schedules, groups of rates, and spikes of the gradient."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def config(steps=40, **optimizer) -> Config:
     )
 
 
-def arrays(seed, scale=1.0):
+def arrays(seed, scale=1.0) -> Any:
     rng = np.random.default_rng(seed)
     return {
         path: jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
@@ -41,7 +42,7 @@ def arrays(seed, scale=1.0):
     }
 
 
-def updated(made: Config, seed=0):
+def updated(made: Config, seed=0) -> tuple[dict, dict, Any]:
     """The first update of random gradients for random parameters."""
     tx, params, grads = make_optimizer(made), arrays(seed), arrays(seed + 1, 0.1)
     norm = optax.tree.norm(grads)
