@@ -25,6 +25,7 @@ from rb_jax.encoders.regions import RegionEncoder, masked_pool
 from rb_jax.encoders.sam import SAM
 from rb_jax.encoders.vae import Autoencoder, to_float
 from rb_jax.flow import sampler
+from rb_jax.flow.breakdown import loss_by_category, loss_by_time
 from rb_jax.flow.training import row_keys, training_loss
 from rb_jax.frce import FRCE, no_cues
 from rb_jax.layers.linear import match_width
@@ -162,12 +163,15 @@ class ReasonBrain(nnx.Module):
             assert isinstance(batch, Batch)
             assert batch.target is not None, "a batch without targets has no loss"
             x0 = self.encode_latents(batch.target)
-        flow_loss = training_loss(
+        flow_loss, t = training_loss(
             self.velocity, x0, conditioning, rng, rows, flow, self.mmdit.tokens(x0.shape)
         )
         loss_mllm, loss_flow = mllm_loss.mean(), flow_loss.mean()
         total = train.mllm_loss_weight * loss_mllm + train.flow_loss_weight * loss_flow
-        return total, {"loss_flow": loss_flow, "loss_mllm": loss_mllm}
+        terms = {"loss_flow": loss_flow, "loss_mllm": loss_mllm} | loss_by_time(flow_loss, t)
+        if batch.category is not None:
+            terms |= loss_by_category(flow_loss, batch.category)
+        return total, terms
 
     def features(self, batch: Batch | FeatureBatch) -> Features:
         """The encoders' features of a batch, computed here unless they came with it."""

@@ -82,6 +82,7 @@ class Batch:
     region_mask: Bool[Array, "B R"]
     source_latent: Float[Array, "B H W C"] | None = None
     target_latent: Float[Array, "B H W C"] | None = None
+    category: Int[Array, " B"] | None = None  # place in CATEGORIES, -1 for none; for the logs
 
 
 @record
@@ -107,6 +108,7 @@ class FeatureBatch:
 
     features: Features
     target_latent: Float[Array, "B H W C"]
+    category: Int[Array, " B"] | None = None
 
 
 @record

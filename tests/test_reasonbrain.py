@@ -194,7 +194,10 @@ def test_every_variant_trains_and_samples(name):
     loss, terms = tiny.jit(lambda brain, b: brain.loss(b, rng), config)(params, batch)
     assert loss.dtype == jnp.float32 and np.isfinite(loss)
     np.testing.assert_allclose(loss, terms["loss_flow"] + terms["loss_mllm"], rtol=1e-5)
-    assert min(terms.values()) > 0
+    apart = np.array([pair for name, pair in terms.items() if name.startswith("loss_flow/t_")])
+    total, count = apart.sum(axis=0)
+    np.testing.assert_allclose(total / count, terms["loss_flow"], rtol=1e-5)
+    assert min(terms["loss_flow"], terms["loss_mllm"]) > 0
 
     def shapes(params, batch):
         brain = tiny.merged(params, config)

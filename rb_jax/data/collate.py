@@ -13,7 +13,7 @@ import numpy as np
 from rb_jax.config import Config
 from rb_jax.data.objects import extract_objects
 from rb_jax.data.regions import segment
-from rb_jax.data.schema import EditExample
+from rb_jax.data.schema import EditExample, category_number
 from rb_jax.data.text import Rows, Tokenizer, check_instruction
 from rb_jax.errors import InputError
 
@@ -57,6 +57,7 @@ class ArrayCollator:
             "prompt": prompt,
             "objects": objects,
             "object_mask": object_mask,
+            "category": np.array([category_number(e.category) for e in examples], np.int32),
             "source": np.stack([e.source for e in examples]),
             "target": np.stack(targets) if targets else None,
             "regions": np.stack([masks for masks, _ in regions]),

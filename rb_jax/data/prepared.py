@@ -34,11 +34,19 @@ from rb_jax.errors import InputError
 from rb_jax.progress import progress_bar
 from rb_jax.types import Batch, Text
 
-VERSION = 1  # of the files' layout
+VERSION = 2  # of the files' layout
 CHUNK = 64  # examples made, or encoded, at a time
 POOL_FROM = 1024  # examples from which starting two more processes pays off
 # What the values depend on besides the configuration: a change of this code makes new folders.
-_CODE = ("images.py", "loader.py", "objects.py", "reason50k.py", "regions.py", "text.py")
+_CODE = (
+    "collate.py",
+    "images.py",
+    "loader.py",
+    "objects.py",
+    "reason50k.py",
+    "regions.py",
+    "text.py",
+)
 
 EncodeLatents = Callable[[UInt8[np.ndarray, "B S S 3"]], Float[Any, "B H W C"]]
 

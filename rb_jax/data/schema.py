@@ -10,6 +10,11 @@ from jaxtyping import Bool, UInt8
 CATEGORIES = ("physical", "temporal", "causal", "story")
 
 
+def category_number(name: str) -> int:
+    """Place in ``CATEGORIES``; -1 for any other."""
+    return CATEGORIES.index(name) if name in CATEGORIES else -1
+
+
 @dataclasses.dataclass(frozen=True)
 class EditExample:
     """A picture, a hypothetical instruction and, when it is known, the picture that answers it.

@@ -61,6 +61,7 @@ def _pixels(config: Config, rows: int) -> Batch:
         object_mask=_mask(rows, objects),
         regions=_mask(rows, regions, grid, grid),
         region_mask=_mask(rows, regions),
+        category=jnp.zeros(rows, jnp.int32),
     )
 
 

@@ -31,8 +31,8 @@ def training_loss(
     rows: Int[Array, " B"] | None,
     flow: FlowConfig,
     tokens: int,
-) -> Float[Array, " B"]:
-    """L_DM of each example at a random time; ``tokens`` image tokens decide the time shift.
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """L_DM of each example, and the random time it is at, which ``tokens`` image tokens shift.
 
     ``rows`` are the examples' numbers in the whole batch, from which each has its own key.
     """
@@ -41,7 +41,7 @@ def training_loss(
     t, noise, guidance, kept = jax.vmap(lambda key: _draw(key, x0.shape[1:], flow, tokens))(keys)
     noise = constrain(noise, "batch")
     z_t = interpolate(x0, noise, t)
-    return flow_loss(velocity(z_t, t, guidance, keep(conditioning, kept)), x0, noise)
+    return flow_loss(velocity(z_t, t, guidance, keep(conditioning, kept)), x0, noise), t
 
 
 def row_keys(rng: jax.Array, count: int, rows: Int[Array, " B"] | None = None) -> jax.Array:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from rb_jax.config import Config
 from rb_jax.flow import sampler
+from rb_jax.flow.breakdown import loss_by_time
 from rb_jax.flow.training import row_keys, training_loss
 from rb_jax.mmdit.model import MMDiT
 from rb_jax.types import FlowBatch
@@ -23,11 +24,11 @@ class MMDiTTrainer(nnx.Module):
         self, batch: FlowBatch, rng: jax.Array, rows: Int[Array, " B"] | None = None
     ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
         """L_DM."""
-        losses = training_loss(
+        losses, t = training_loss(
             self.velocity, batch.target_latent, batch.conditioning, rng, rows,
             self.config.flow, self.mmdit.tokens(batch.target_latent.shape),
         )  # fmt: skip
-        return losses.mean(), {"loss_flow": losses.mean()}
+        return losses.mean(), {"loss_flow": losses.mean()} | loss_by_time(losses, t)
 
     def sample_latents(self, batch: FlowBatch, rng: jax.Array) -> Float[Array, "B H W C"]:
         """Latents of new pictures, by the configuration's steps and guidance."""

@@ -32,21 +32,22 @@ LAST = ("learning_rate", "skipped")
 
 
 class Window:
-    """Means of each metric since the last log line; values that are not finite are left out."""
+    """Means of each metric since the last log line; values that are not finite are left out.
+
+    A metric is one value, or a pair [sum, count] of as many as a step had.
+    """
 
     def __init__(self, saved: Mapping[str, list] | None = None):
         self.sums = {name: list(pair) for name, pair in (saved or {}).items()}
 
     def add(self, metrics: Mapping[str, Any]) -> None:
         for name, value in metrics.items():
-            value = float(value)
+            value, weight = (float(x) for x in value) if np.ndim(value) else (float(value), 1)
+            total, count = self.sums.setdefault(name, [0.0, 0])
             if name in LAST:
                 self.sums[name] = [value, 1]
             elif math.isfinite(value):
-                total, count = self.sums.get(name, [0.0, 0])
-                self.sums[name] = [total + value, count + 1]
-            else:
-                self.sums.setdefault(name, [0.0, 0])
+                self.sums[name] = [total + value, count + weight]
 
     def means(self) -> dict[str, float | None]:
         """Metric -> mean, None when no value was finite."""

@@ -23,7 +23,8 @@ def drawn(flow: FlowConfig, count: int, rows=None, seed: int = 0):
 
     ones = Conditioning(jnp.ones((count, 2, 3)), jnp.ones((count, 4)), jnp.ones((count, 2, 2, 1)))
     x0, key = jnp.ones((count, 3, 2, 5)), jax.random.key(seed)
-    losses = training_loss(velocity, x0, ones, key, rows, flow, 16)
+    losses, t = training_loss(velocity, x0, ones, key, rows, flow, 16)
+    np.testing.assert_array_equal(t, seen[1])
     return losses, *seen
 
 
