@@ -45,7 +45,7 @@ def get_config(variant: str = "paper,512") -> ml_collections.ConfigDict:
         double_blocks="modulation,qkv,attention,proj,mlp,out",
         single_blocks="modulation,qkv,attention,mlp,out",
         mllm="qkv,attention,proj,mlp",
-        others="full",
+        others="off",
     )
     changes = dict(PRESETS[preset])
     changes["train.trainable"] += NEW

@@ -119,15 +119,19 @@ class ReasonBrain(nnx.Module):
     def condition(self, features: Features) -> tuple[Conditioning, Float[Array, " B"]]:
         """The flow model's conditioning, and L_MLLM of each example (PAPER sections 4.1 to 4.3)."""
         model, remat = self.config.model, self.config.remat.others
-        cues = (
-            self.frce(features, remat)
-            if model.frce.enabled
-            else no_cues(features, model.frce.width)
-        )
-        cues = by_example(cues)
-        v, mllm_loss = self.mllm(features, cues, self.config.remat.mllm)
-        v_hat = by_example(self.qformer(by_example(v), remat))
-        tokens = by_example(self._enhance(v_hat, features, cues))
+        with jax.named_scope("frce"):
+            cues = (
+                self.frce(features, remat)
+                if model.frce.enabled
+                else no_cues(features, model.frce.width)
+            )
+            cues = by_example(cues)
+        with jax.named_scope("mllm"):
+            v, mllm_loss = self.mllm(features, cues, self.config.remat.mllm)
+        with jax.named_scope("qformer"):
+            v_hat = by_example(self.qformer(by_example(v), remat))
+        with jax.named_scope("cme"):
+            tokens = by_example(self._enhance(v_hat, features, cues))
         return Conditioning(tokens, features.pooled, features.source_latent), mllm_loss
 
     def _enhance(
@@ -175,8 +179,10 @@ class ReasonBrain(nnx.Module):
 
     def features(self, batch: Batch | FeatureBatch) -> Features:
         """The encoders' features of a batch, computed here unless they came with it."""
-        made = batch.features if isinstance(batch, FeatureBatch) else self.encode(batch)
-        return by_example(made)
+        if isinstance(batch, FeatureBatch):
+            return by_example(batch.features)
+        with jax.named_scope("encoders"):
+            return by_example(self.encode(batch))
 
     def sample(
         self,
@@ -217,7 +223,8 @@ class ReasonBrain(nnx.Module):
         conditioning: Conditioning,
     ) -> Float[Array, "B H W C"]:
         """eps - x0 at z_t."""
-        return self.mmdit.velocity(z_t, t, guidance, conditioning, self.config.remat)
+        with jax.named_scope("mmdit"):
+            return self.mmdit.velocity(z_t, t, guidance, conditioning, self.config.remat)
 
 
 def by_example(tree: T) -> T:

@@ -39,4 +39,5 @@ class MMDiTTrainer(nnx.Module):
         )  # fmt: skip
 
     def velocity(self, z_t, t, guidance, conditioning) -> Float[Array, "B H W C"]:
-        return self.mmdit.velocity(z_t, t, guidance, conditioning, self.config.remat)
+        with jax.named_scope("mmdit"):
+            return self.mmdit.velocity(z_t, t, guidance, conditioning, self.config.remat)

@@ -54,35 +54,51 @@ class Window:
         return {name: total / n if n else None for name, (total, n) in self.sums.items()}
 
 
-class Clock:
-    """Time spent on training alone: what runs inside ``pause()`` does not count."""
+# What a run's time goes to besides its steps. Only input counts in the speed of a step.
+PHASES = ("compile", "input", "checkpoint", "evaluation")
 
-    def __init__(self):
+
+class Clock:
+    """Where the time of a run goes, since the last log line and since the run's first start.
+
+    ``totals`` are the seconds of each phase, and of steps, in earlier starts of the same run.
+    """
+
+    def __init__(self, totals: Mapping[str, float] | None = None):
+        self.totals = dict.fromkeys(("step", *PHASES), 0.0) | dict(totals or {})
         self.restart()
 
     def restart(self) -> None:
-        self.started, self.steps, self.waited, self.paused = time.perf_counter(), 0, 0.0, 0.0
+        """Begins a window."""
+        self.started, self.steps = time.perf_counter(), 0
+        self.spent = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
-    def waiting(self):
-        """Counts its body as waiting for input."""
+    def phase(self, name: str):
+        """Counts its body as compile, input, checkpoint or evaluation."""
         begin = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - begin
+        self.spent[name] += time.perf_counter() - begin
 
-    @contextmanager
-    def pause(self):
-        """Keeps its body (evaluation, checkpoints) out of the speed."""
-        begin = time.perf_counter()
-        yield
-        self.paused += time.perf_counter() - begin
-
-    def speed(self, flops_per_step: float, peak: float) -> dict[str, float]:
-        """Steps a second, model FLOPs utilisation in [0, 1] and the share of time waiting."""
-        seconds = max(time.perf_counter() - self.started - self.paused, 1e-9)
-        rate = self.steps / seconds
-        share = self.waited / seconds
-        return {"steps_per_second": rate, "mfu": rate * flops_per_step / peak, "input_wait": share}
+    def report(self, flops_per_step: float, peak: float) -> dict[str, float]:
+        """Ends the window: steps a second, model FLOPs utilisation and the share of time waiting
+        for input, in [0, 1]; goodput, the share of all time so far that went into steps, and the
+        seconds behind it.
+        """
+        elapsed, waited = time.perf_counter() - self.started, self.spent["input"]
+        training = max(elapsed - sum(self.spent.values()) + waited, 1e-9)
+        rate = self.steps / training
+        self.spent["step"] = training - waited
+        self.totals = {name: self.totals[name] + self.spent[name] for name in self.totals}
+        self.restart()
+        total = max(sum(self.totals.values()), 1e-9)
+        return {
+            "steps_per_second": rate,
+            "mfu": rate * flops_per_step / peak,
+            "input_wait": waited / training,
+            "goodput": self.totals["step"] / total,
+            **{f"goodput/{name}_seconds": seconds for name, seconds in self.totals.items()},
+        }
 
 
 def peak_flops(devices: Sequence[Any]) -> tuple[float, str]:

@@ -58,8 +58,9 @@ def train_step(
     (loss, terms), grads = accumulate(grad_fn, state.params, batch, config.train.accumulation)
     norms = stage_norms(grads)
     grad_norm = jnp.sqrt(sum((norm**2 for norm in norms.values()), jnp.zeros(())))
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
-    params: Any = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
+        params: Any = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = {path: old + (1 - decay) * (params[path] - old) for path, old in state.ema.items()}
 
