@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from rb_jax.config import check_key, from_config_dict
 from rb_jax.errors import InputError
+from rb_jax.train.exits import RunError, Signals, installed
 
 USAGE = """rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain in JAX)
 
@@ -48,6 +49,11 @@ USAGE = """rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain i
 
 
 def train(argv: Sequence[str]) -> int:
+    with installed() as signals:  # ahead of all that takes time
+        return _train(argv, signals)
+
+
+def _train(argv: Sequence[str], signals: Signals) -> int:
     values = _flags(argv, "train")
     _config_file(values, argv)
     _string(values, "workdir", None, "Folder of the run: checkpoints, logs, weights.")
@@ -60,7 +66,7 @@ def train(argv: Sequence[str]) -> int:
     distributed.start(os.environ, *places)
     from rb_jax.train.loop import train as run
 
-    return run(from_config_dict(values.config), values.workdir)
+    return run(from_config_dict(values.config), values.workdir, signals)
 
 
 def edit(argv: Sequence[str]) -> int:
@@ -263,7 +269,7 @@ DATA = {"reasonworld": data_reasonworld}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; 0 when done, 2 with one line on stderr for bad input."""
+    """Runs one verb; 0 when done, 2 with one line on stderr for bad input (train has more)."""
     argv = [_underscored(a) for a in (sys.argv[1:] if argv is None else argv)]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -278,6 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return VERBS[argv[0]](argv)
     except (InputError, flags.Error) as error:
         return _fail(str(error))
+    except RunError as error:
+        return _fail(str(error), error.status)
     except BrokenPipeError:
         return 1
 
@@ -298,9 +306,9 @@ def _version() -> str:
         return "(run from a source folder, not installed)"
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 2) -> int:
     print(f"rb-jax: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return status
 
 
 def _show_warning(message, category, *_) -> None:

@@ -112,6 +112,9 @@ def check(config: Config) -> None:
                        ("train.eval_every", train.eval_every),
                        ("train.checkpoint_every", train.checkpoint_every)]:  # fmt: skip
         rules.append((value >= 1, key, f"must be at least 1, got {value}"))
+    for name in ("keep_checkpoints", "keep_every", "step_timeout", "max_skipped"):
+        value = getattr(train, name)
+        rules.append((value >= 0, f"train.{name}", f"must not be negative, got {value}"))
     for holds, key, why in rules:
         if not holds:
             raise ConfigError(f"config.{key}: {why}")

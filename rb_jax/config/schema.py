@@ -280,7 +280,10 @@ class TrainConfig:
     eval_every: int = 500
     eval_examples: int = 8
     checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; 0: all
+    keep_every: int = 0  # checkpoints of steps that this divides are never deleted; 0: none
+    step_timeout: float = 1800.0  # seconds after which a stuck process ends itself; 0: never
+    max_skipped: int = 100  # steps in a row that were not finite, after which the run ends; 0: any
 
 
 @dataclass(frozen=True)

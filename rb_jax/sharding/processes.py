@@ -1,6 +1,6 @@
 """What several processes do together, besides computing; with one process all of it is trivial.
 
-Every function here is collective: all processes must call it, in the same order.
+Every function here but ``say`` is collective: all processes must call it, in the same order.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from rb_jax.errors import InputError
 from rb_jax.sharding.mesh import replicated
@@ -31,6 +33,12 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str, everywhere: bool = False) -> None:
+    """A line on stderr, above a progress bar if there is one; by the first process alone."""
+    if everywhere or is_primary():
+        tqdm.write(text, file=sys.stderr)
+
+
 def wait_for_all() -> None:
     """Returns once every process is here; for long waits, since no device is kept busy."""
     everyone = set(range(jax.process_count()))
@@ -41,6 +49,13 @@ def wait_for_all() -> None:
 def from_primary(value: int) -> int:
     """The first process's value."""
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+def anywhere(value: bool) -> bool:
+    """Whether it is true on any process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
 
 
 def primary_first(action: Callable[[], T]) -> T:

@@ -1,138 +1,277 @@
 """Checkpoints of a run: the whole state, exactly, with the configuration that made it.
 
-``workdir/checkpoints/<step>/`` holds the item ``state`` (Orbax, one array a name) and the item
-``metadata`` (JSON: configuration, version, step, checksums, and the loop's own small record).
+``workdir/checkpoints/<step>/`` holds ``state`` (Orbax, one array a name), ``metadata.json``
+(configuration, version, step, and the loop's own small record) and ``manifest.sha256``. It is
+written beside as ``<step>.saving`` and renamed once all is on the disk, so that a folder with a
+number is a finished checkpoint, or a damaged one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
+import re
+import shutil
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
-from rb_jax.config import Config, ConfigError, differing_keys, from_stored
+from rb_jax.config import Config, differing_keys
 from rb_jax.errors import InputError
-from rb_jax.train.state import Params, TrainState
+from rb_jax.sharding.processes import anywhere, from_primary, is_primary, say, wait_for_all
+from rb_jax.train import manifest
+from rb_jax.train.exits import EXIT_DIVERGED, EXIT_IO, RunError
+from rb_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
+STATE, METADATA = "state", "metadata.json"
+SAVING, DELETING, DAMAGED = ".saving", ".deleting", ".damaged"
+STALE = re.compile(rf"\d+({re.escape(SAVING)}|{re.escape(DELETING)})")  # what a kill leaves behind
 
 
-def open_checkpoints(workdir: str | Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir, at most ``keep`` of them; writes happen in the background."""
-    return _manager(Path(workdir).resolve() / FOLDER, keep, create=True)
+class Checkpoints:
+    """The checkpoints in a folder; ``keep`` newest (0: all) and every ``keep_every``-th step stay.
 
-
-def save(
-    manager: ocp.CheckpointManager, state: TrainState, config: Config, progress: dict[str, Any]
-) -> None:
-    """Starts writing the state; it is copied first, so the next step may reuse its buffers.
-
-    ``progress`` is the loop's own record (JSON), handed back by ``restore``. An earlier write that
-    failed in the background raises here.
+    Of several processes all must call its methods, in the same order. Used as a context it waits
+    for the last write at the end.
     """
-    arrays = flat(state)
-    sums = jax.device_get(checksums(arrays))
-    metadata = {
-        "version": _version(),
-        "step": int(state.step),
-        "config": dataclasses.asdict(config),
-        "progress": progress,
-        "checksums": {name: int(value) for name, value in sums.items()},
-    }
-    items = ocp.args.Composite(
-        state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata)
-    )
-    manager.save(int(state.step), args=items, force=True)
+
+    def __init__(self, folder: Path, keep: int = 0, keep_every: int = 0):
+        self.folder, self.keep, self.keep_every = folder, keep, keep_every
+        self.last: int | None = None  # the step that was saved or restored last
+        self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._commit: Future[None] | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._commit is None:
+            return
+        if error is None:
+            self.wait()
+        elif jax.process_count() == 1:  # others may be gone: no waiting for them
+            self._commit.exception()
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending; whether it is whole only ``problems`` tells."""
+        return steps(self.folder)
+
+    def save(self, state: TrainState, config: Config, progress: dict[str, Any]) -> None:
+        """Starts writing the state; the next step may reuse its buffers.
+
+        ``progress`` is the loop's own record (JSON), handed back by ``restore``. Raises RunError
+        when this or the write before fails; ``failed`` tells as soon as it has.
+        """
+        self.wait()
+        step = int(state.step)
+        partial = self.folder / f"{step}{SAVING}"
+        arrays = flat(state)
+        finite = all_finite(arrays)  # on the devices; the host does not wait for it
+        record = {"version": _version(), "step": step, "config": dataclasses.asdict(config)}
+        text = json.dumps(record | {"progress": progress})
+        self._commit = Future()
+        try:
+            if is_primary():
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self._writer.save(partial / STATE, args=ocp.args.PyTreeSave(arrays))
+        except (OSError, ValueError) as error:
+            self._commit.set_exception(self._not_written(step, error))
+            return
+        self.last = step
+        args = (self._commit, step, finite, text)
+        threading.Thread(target=self._finish, args=args, name="commit", daemon=True).start()
+
+    def failed(self) -> bool:
+        """Whether a write has failed, so that ``wait`` raises; never waits."""
+        commit = self._commit
+        return commit is not None and commit.done() and commit.exception() is not None
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises RunError when that failed."""
+        commit = self._commit
+        if commit is not None:
+            commit.result()
+            self._commit = None
+
+    def newest_good(self) -> int | None:
+        """The newest step whose files are all as they were written; None when there is none yet.
+
+        Says which files of newer ones are not, and puts these aside as ``<step>.damaged``. Raises
+        InputError when there are checkpoints, but none is good.
+        """
+        below, damaged = 2**31 - 1, []
+        place = (jax.process_index(), jax.process_count())
+        while True:
+            mine = [step for step in self.steps() if step < below] if is_primary() else []
+            below = from_primary(max(mine, default=-1))
+            if below < 0:
+                break
+            found = problems(self.folder / str(below), place)
+            for text in found[:8]:
+                say(f"{self.folder}/{below} is damaged: {text}", everywhere=True)
+            if not anywhere(bool(found)):
+                break
+            damaged.append(below)
+        if below < 0 and (damaged or anywhere(any(self.folder.glob(f"*{DAMAGED}")))):
+            raise none_good(self.folder)
+        for step in damaged:
+            say(f"step {step} cannot be used: continuing from step {below} instead")
+            if is_primary():
+                aside = self.folder / f"{step}{DAMAGED}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+        wait_for_all()
+        return None if below < 0 else below
+
+    def restore(
+        self, step: int, config: Config, like: TrainState
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The state of a step that is good, laid out as ``like``, and the loop's record.
+
+        ``like`` may be abstract. Raises InputError when the checkpoint's model differs (naming the
+        keys of the configuration), when an array is missing, unexpected, of another shape or
+        dtype.
+        """
+        folder = self.folder / str(step)
+        metadata = read_metadata(folder)
+        plain = dataclasses.asdict(config)
+        differing = differing_keys(metadata["config"]["model"], plain["model"], "model.")
+        if differing:
+            raise InputError(f"{folder} was made with another model: {', '.join(differing)} differ")
+        expected = flat(like)
+        _check_arrays(folder, expected)
+        args = {
+            name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
+            for name, x in expected.items()
+        }
+        arrays = read_arrays(folder, args)
+        self.last = step
+        leaves = [arrays[name] for name in expected]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata["progress"]
+
+    def _finish(self, commit: Future, step: int, finite: jax.Array, text: str) -> None:
+        """The background thread: all files to the disk, then the name that makes them count."""
+        try:
+            self._writer.wait_until_finished()
+            if not bool(finite):
+                raise RunError(EXIT_DIVERGED, f"the state of step {step} is not finite, and "
+                               f"not saved; {self._left()}")  # fmt: skip
+            if is_primary():
+                partial = self.folder / f"{step}{SAVING}"
+                (partial / METADATA).write_text(text, encoding="utf-8")
+                manifest.write(partial)
+                partial.rename(self.folder / str(step))
+                manifest.sync_folder(self.folder)
+                self._prune()
+            commit.set_result(None)
+        except RunError as error:
+            commit.set_exception(error)
+        except BaseException as error:  # it is raised in the loop
+            commit.set_exception(self._not_written(step, error))
+        finally:
+            if is_primary():
+                shutil.rmtree(self.folder / f"{step}{SAVING}", ignore_errors=True)
+
+    def _prune(self) -> None:
+        there = self.steps()
+        for step in there[: -self.keep] if self.keep else []:
+            if not self.keep_every or step % self.keep_every:
+                old = self.folder / f"{step}{DELETING}"
+                (self.folder / str(step)).rename(old)  # a kill must not leave half of one
+                shutil.rmtree(old)
+
+    def _not_written(self, step: int, error: BaseException) -> RunError:
+        text = f"the checkpoint of step {step} could not be written ({first_line(error)})"
+        return RunError(EXIT_IO, f"{text}; {self._left()}")
+
+    def _left(self) -> str:
+        left = self.steps()
+        return f"the last good one is of step {left[-1]}" if left else "there is no earlier one"
 
 
-def restore(
-    manager: ocp.CheckpointManager, config: Config, like: TrainState
-) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest state and the loop's record, laid out as ``like``; None when there is none yet.
+def open_checkpoints(workdir: str | Path, keep: int = 0, keep_every: int = 0) -> Checkpoints:
+    """Those of a workdir, to be written by this run alone: what a killed one left half is removed.
 
-    ``like`` may be abstract. Raises InputError when the checkpoint's model differs (naming the
-    keys of the configuration), when an array is missing, unexpected, of another shape or dtype,
-    and when what was read is not what was written.
+    Raises RunError when that cannot be done.
     """
-    step = manager.latest_step()
-    if step is None:
-        return None
-    metadata = read_metadata(manager, step)
-    where = f"{manager.directory}/{step}"
-    differing = differing_keys(metadata["config"]["model"], _plain(config)["model"], "model.")
-    if differing:
-        raise InputError(f"{where} was made with another model: {', '.join(differing)} differ")
-    expected = flat(like)
-    _check_arrays(manager, step, expected)
-    args = {
-        name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
-        for name, x in expected.items()
-    }
-    arrays = _read(manager, step, {name: 0 for name in expected}, args)
-    _verify(arrays, metadata, where)
-    leaves = [arrays[name] for name in expected]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata["progress"]
+    folder = Path(workdir).resolve() / FOLDER
+    if is_primary():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                if STALE.fullmatch(path.name):
+                    shutil.rmtree(path)
+        except OSError as error:
+            raise RunError(EXIT_IO, f"{folder}: cannot be written ({error.strerror})") from error
+    wait_for_all()
+    return Checkpoints(folder, keep, keep_every)
 
 
-def find(folder: str | Path) -> tuple[Path, int | None] | None:
-    """Where the checkpoints are and which step is meant (None: the newest), or None if nowhere.
-
-    ``folder`` may be a workdir, its checkpoints folder, or one checkpoint.
-    """
-    folder = Path(folder).resolve()
-    if folder.name.isdigit() and (folder / "state").is_dir():
-        return folder.parent, int(folder.name)
-    for place in (folder / FOLDER, folder):
-        if place.is_dir() and any(p.name.isdigit() for p in place.iterdir()):
-            return place, None
-    return None
+def steps(folder: Path) -> list[int]:
+    """The numbers among the names in ``folder``, ascending."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-def load_ema(folder: str | Path) -> tuple[Config, Params]:
-    """Configuration and weights (NumPy; trainable ones as their running average) of a checkpoint.
+def problems(folder: Path, share: tuple[int, int] = (0, 1)) -> list[str]:
+    """What is wrong with one checkpoint; of ``share`` see ``manifest.problems``."""
+    found = manifest.problems(folder, share)
+    if not found:
+        try:
+            step = read_metadata(folder)["step"]
+        except InputError as error:
+            return [str(error)]
+        if str(step) != folder.name:
+            return [f"{METADATA}: it is of step {step}"]
+    return found
 
-    Raises InputError when there is none, or it cannot be read.
-    """
-    found = find(folder)
-    if found is None:
-        raise InputError(f"{folder}: no checkpoint in it")
-    with _manager(found[0], None, create=False) as manager:
-        step = manager.latest_step() if found[1] is None else found[1]
-        if step not in manager.all_steps():
-            raise InputError(f"{folder}: no finished checkpoint in it")
-        metadata = read_metadata(manager, step)
-        averaged = any(n.startswith("ema/") for n in metadata["checksums"])
-        trained = "ema/" if averaged else "params/"
-        names = [n for n in metadata["checksums"] if n.startswith((trained, "frozen/"))]
-        numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        arrays = _read(manager, step, {name: 0 for name in names}, numpy)
-    _verify(arrays, metadata, str(folder))
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The JSON part of one checkpoint."""
     try:
-        config = from_stored(metadata["config"])
-    except ConfigError as error:
-        raise InputError(f"{folder}: {error}") from error
-    return config, {name.split("/", 1)[1]: value for name, value in arrays.items()}
+        return json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable(folder, error) from error
 
 
-def read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The JSON item of one checkpoint."""
-    args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+def array_metadata(folder: Path) -> dict[str, Any]:
+    """Name -> shape and dtype of each array of one checkpoint."""
     try:
-        return manager.restore(step, args=args)["metadata"]
+        item: Any = _reader().metadata(folder / STATE).item_metadata
+        return item.tree
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        raise unreadable(folder, error) from error
+
+
+def read_arrays(folder: Path, restore_args: dict[str, Any]) -> dict[str, Any]:
+    """The named arrays of one checkpoint, read as the arguments say."""
+    item = dict.fromkeys(restore_args, 0)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+    try:
+        return _reader().restore(folder / STATE, args=args)
     except (ValueError, OSError, KeyError) as error:
-        raise _unreadable(manager, step, error) from error
+        raise unreadable(folder, error) from error
 
 
 def flat(state: TrainState) -> dict[str, Any]:
     """Leaves by name: "params/<path>", "opt_state/1/0/mu/<path>", "step"."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+@jax.jit
+def all_finite(arrays: dict[str, jax.Array]) -> jax.Array:
+    """Whether every value of every floating array is."""
+    floating = [x for x in arrays.values() if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floating]))
 
 
 @jax.jit
@@ -148,53 +287,38 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: total(x) for name, x in arrays.items()}
 
 
-def _manager(folder: Path, keep: int | None, create: bool) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep or None, create=create, read_only=not create, step_prefix=None
+def none_good(folder: Path) -> InputError:
+    return InputError(
+        f"{folder}: every checkpoint is damaged; bring one back from a copy, or delete the folder "
+        "to start from the beginning"
     )
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "metadata": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
 
 
-def _read(manager, step: int, names: dict[str, int], restore_args: dict) -> dict[str, Any]:
-    args = ocp.args.PyTreeRestore(item=names, restore_args=restore_args, partial_restore=True)
-    try:
-        return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-    except (ValueError, OSError, KeyError) as error:
-        raise _unreadable(manager, step, error) from error
+def unreadable(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder}: cannot be read ({first_line(error)})")
 
 
-def _check_arrays(manager: ocp.CheckpointManager, step: int, expected: dict[str, Any]) -> None:
-    try:
-        tree = manager.item_metadata(step).state.tree
-    except (ValueError, OSError, KeyError, AttributeError) as error:
-        raise _unreadable(manager, step, error) from error
-    problems = [f"missing {name}" for name in sorted(set(expected) - set(tree))]
-    problems += [f"unexpected {name}" for name in sorted(set(tree) - set(expected))]
+def first_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0]
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
+
+
+def _check_arrays(folder: Path, expected: dict[str, Any]) -> None:
+    tree = array_metadata(folder)
+    found = [f"missing {name}" for name in sorted(set(expected) - set(tree))]
+    found += [f"unexpected {name}" for name in sorted(set(tree) - set(expected))]
     for name in sorted(set(tree) & set(expected)):
         have = (tuple(tree[name].shape), str(tree[name].dtype))
         want = (tuple(expected[name].shape), str(expected[name].dtype))
         if have != want:
-            problems.append(f"{name} is {have[1]}{list(have[0])}, not {want[1]}{list(want[0])}")
-    if problems:
-        more = f"; and {len(problems) - 8} more" if problems[8:] else ""
-        raise InputError(f"{manager.directory}/{step}: {'; '.join(problems[:8])}{more}")
+            found.append(f"{name} is {have[1]}{list(have[0])}, not {want[1]}{list(want[0])}")
+    if found:
+        more = f"; and {len(found) - 8} more" if found[8:] else ""
+        raise InputError(f"{folder}: {'; '.join(found[:8])}{more}")
 
 
-def _verify(arrays: dict[str, Any], metadata: dict[str, Any], where: str) -> None:
-    found = jax.device_get(checksums(arrays))
-    damaged = [name for name, value in found.items() if int(value) != metadata["checksums"][name]]
-    if damaged:
-        raise InputError(f"{where}: damaged, the checksum of {', '.join(damaged[:8])} is wrong")
-
-
-def _unreadable(manager: ocp.CheckpointManager, step: int, error: Exception) -> InputError:
-    reason = str(error).strip().split("\n")[0]
-    return InputError(f"{manager.directory}/{step}: cannot be read ({reason})")
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    return dataclasses.asdict(config)
+def _reader() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
 
 def _version() -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,45 +29,58 @@ class Evaluator:
     def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
         self.batches: list[AnyBatch] = []  # this process's rows
-        self.few: Batch | None = None  # what is shown, whole on every process
+        self.few: Batch | None = None  # what is shown, if anything, whole on every process
         # Replicated, so that every process can read the results.
         jit = functools.partial(
             jax.jit, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh)
         )
-        self.loss = jit(functools.partial(eval_step, graphdef, config))
-        self.sample = jit(functools.partial(sample_step, graphdef, config))
+        self.loss: Any = jit(functools.partial(eval_step, graphdef, config))
+        self.sample: Any = jit(functools.partial(sample_step, graphdef, config))
 
-    def evaluate(self, workdir: Path, log: RunLog, state: TrainState) -> None:
-        """Logs the loss as kind "val", and source | edit | truth to samples/ and TensorBoard."""
+    def compile(self, state: TrainState) -> None:
+        """Ahead of the first step, so that a signal never has to wait for a compiler."""
+        size = self.config.train.batch_size
+        split, rows = self.config.data.val_split, process_rows(self.mesh, size)
+        stream = feed.streamed(self.config, split, rows=rows)
+        self.batches = [next(stream) for _ in range(VAL_BATCHES)]
+        with jax.set_mesh(self.mesh):
+            batch = shard_batch(self.mesh, self.batches[0], size)
+            self.loss = self.loss.lower(state, batch, jax.random.key(0)).compile()
+            if count := min(self.config.train.eval_examples, size):
+                few = next(feed.streamed(self.config, split, rows=np.arange(count)))
+                assert isinstance(few, Batch), "config.train.eval_examples needs pictures"
+                batch = shard_batch(self.mesh, few)
+                self.sample = self.sample.lower(state, batch, jax.random.key(0)).compile()
+                self.few = few
+
+    def evaluate(
+        self, workdir: Path, log: RunLog, state: TrainState, stops: Callable[[], bool]
+    ) -> bool:
+        """Logs the loss as kind "val", and source | edit | truth to samples/ and TensorBoard.
+
+        False, with nothing logged, when ``stops`` (asked before each batch) said so.
+        """
         step, size = int(state.step), self.config.train.batch_size
-        if not self.batches:
-            split, rows = self.config.data.val_split, process_rows(self.mesh, size)
-            stream = feed.streamed(self.config, split, rows=rows)
-            self.batches = [next(stream) for _ in range(VAL_BATCHES)]
-        window, rng = Window(), jax.random.key(0)
+        window, rng, picture = Window(), jax.random.key(0), None
         for i, batch in enumerate(self.batches):
+            if stops():
+                return False
             sharded = shard_batch(self.mesh, batch, size)
-            with jax.set_mesh(self.mesh):
-                losses = self.loss(state, sharded, jax.random.fold_in(rng, i))
-            window.add(jax.device_get(losses))
+            window.add(jax.device_get(self.loss(state, sharded, jax.random.fold_in(rng, i))))
+        if self.few is not None:
+            if stops():
+                return False
+            picture = self.picture(self.few, state, rng)
         log.write("val", step, window.means())
-        if self.config.train.eval_examples:
-            picture = self.picture(state, rng)
+        if picture is not None:
             log.image("edits", step, picture)
             if is_primary():
                 save_png(workdir / "samples" / f"step_{step}.png", picture)
+        return True
 
-    def picture(self, state: TrainState, rng: jax.Array) -> np.ndarray:
+    def picture(self, few: Batch, state: TrainState, rng: jax.Array) -> np.ndarray:
         """uint8 [H W 3]: a row for each example, source | edit | truth."""
-        if self.few is None:
-            count = min(self.config.train.eval_examples, self.config.train.batch_size)
-            split, rows = self.config.data.val_split, np.arange(count)
-            few = next(feed.streamed(self.config, split, rows=rows))
-            assert isinstance(few, Batch), "config.train.eval_examples needs pictures"
-            self.few = few
-        few = self.few
-        with jax.set_mesh(self.mesh):
-            made = self.sample(state, shard_batch(self.mesh, few), rng)
+        made = self.sample(state, shard_batch(self.mesh, few), rng)
         made = to_uint8(jax.device_get(made))
         columns = [np.asarray(few.source), made]
         if few.target is not None and self.config.train.task == "edit":

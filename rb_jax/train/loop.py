@@ -9,13 +9,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm import tqdm
 
@@ -29,13 +28,15 @@ from rb_jax.sharding.mesh import (
     replicated,
     shard_batch,
 )
-from rb_jax.sharding.processes import from_primary, is_primary, wait_for_all
+from rb_jax.sharding.processes import from_primary, is_primary, say, wait_for_all
 from rb_jax.sharding.rules import param_shardings, state_shardings
 from rb_jax.train import checkpoint, feed
 from rb_jax.train.evaluation import Evaluator
+from rb_jax.train.exits import EXIT_IO, STATUS, RunError, Signals, installed
+from rb_jax.train.guard import Guard
 from rb_jax.train.metrics import Clock, RunLog, Window, peak_flops
 from rb_jax.train.optimizer import make_optimizer
-from rb_jax.train.signals import STATUS, StopRequest, stop_signals
+from rb_jax.train.signals import SAVE_FAILED, StopRequest
 from rb_jax.train.state import (
     Params,
     TrainState,
@@ -46,14 +47,15 @@ from rb_jax.train.state import (
     parameter_report,
 )
 from rb_jax.train.step import model_flops, train_step
+from rb_jax.train.watchdog import LONG, Watchdog
 from rb_jax.train.weights import initial_weights, save_weights
 
 # What may change between two commands on one workdir; everything else would make the checkpoint
 # lie about how it was made.
 CHANGEABLE = ("train.log_every", "train.eval_every", "train.eval_examples",
-              "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
-              "data.prepared_dir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context",
-              "mesh.slices")  # fmt: skip
+              "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
+              "train.step_timeout", "train.max_skipped", "data.workers", "data.prepared_dir",
+              "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "mesh.slices")  # fmt: skip
 
 
 # The actions that come round every train.<name>_every steps.
@@ -67,53 +69,70 @@ class Run:
     config: Config
     workdir: Path
     mesh: jax.sharding.Mesh
-    manager: ocp.CheckpointManager
+    manager: checkpoint.Checkpoints
     log: RunLog
     window: Window
     clock: Clock
     stop: StopRequest
+    guard: Guard
+    watchdog: Watchdog
+    evaluates: bool = False  # whether the evaluation of the state's step is still to be done
 
 
-def train(config: Config, workdir: str | Path) -> int:
+def train(config: Config, workdir: str | Path, signals: Signals | None = None) -> int:
     """Trains to config.train.steps in ``workdir``, continuing what is there; the exit status.
 
     0 when finished, 75 or 130 after SIGTERM or ctrl-C, in both cases with a checkpoint from which
     the same command continues with the very next batch. Writes checkpoints/, metrics.jsonl,
     tensorboard/, samples/ and at the end weights/. Of several processes each must call this with
-    the same values; a signal to one stops all after the same step. Raises InputError when the
-    workdir holds a run of another configuration, ConfigError when the configuration cannot be
-    trained.
+    the same values; a signal to one stops all after the same step. ``signals`` are those of the
+    process if it has handlers already. Raises InputError when the workdir holds a run of another
+    configuration or only damaged checkpoints, ConfigError when the configuration cannot be
+    trained, RunError when the run cannot go on.
     """
-    workdir = Path(workdir).resolve()
+    try:
+        with ExitStack() as stack:
+            signals = signals or stack.enter_context(installed())
+            return _train(config, Path(workdir).resolve(), signals, stack)
+    except OSError as error:
+        raise RunError(EXIT_IO, f"{workdir}: {error}; what was saved is intact") from error
+
+
+def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) -> int:
+    settings = config.train
     mesh = make_mesh(config.mesh)
-    check_batch_size(mesh, config.train.batch_size)
+    check_batch_size(mesh, settings.batch_size)
     check_heads(mesh, config.model)
-    with checkpoint.open_checkpoints(workdir, config.train.keep_checkpoints) as manager:
-        check_workdir(config, manager)
-        state, saved = start(config, manager, mesh)
-        _say(parameter_report(state))
-        step = int(state.step)
-        if saved is not None and step >= config.train.steps:
-            _say(f"{workdir}: already finished, {step} steps; raise train.steps to train on")
-            if from_primary(not (workdir / "weights").exists()):
-                write_weights(workdir, config, state)
-            return 0
-        if is_primary():
-            text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-            (workdir / "config.json").write_text(text, encoding="utf-8")
-        # To the last the checkpoint needs every process, also one that is told to stop later.
-        with closing(RunLog(workdir, step)) as log, stop_signals(mesh) as stop:
-            window = Window((saved or {}).get("window"))
-            run = Run(config, workdir, mesh, manager, log, window, Clock(), stop)
-            state, received = train_steps(run, state)
-            manager.wait_until_finished()
-            wait_for_all()
-        if received:
-            _say(f"stopped at step {int(state.step)}, saved; the same command continues")
-            return STATUS[received]
-        write_weights(workdir, config, state)
-        _say(f"finished: {int(state.step)} steps, weights in {workdir / 'weights'}")
+    watchdog = stack.enter_context(closing(Watchdog(settings.step_timeout)))
+    kept = (settings.keep_checkpoints, settings.keep_every)
+    manager = stack.enter_context(checkpoint.open_checkpoints(workdir, *kept))
+    state, saved = start(config, manager, mesh)
+    say(parameter_report(state))
+    step = int(state.step)
+    if step >= settings.steps and from_primary((workdir / "weights").exists()):
+        say(f"{workdir}: already finished, {step} steps; raise train.steps to train on")
         return 0
+    if is_primary():
+        text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+        (workdir / "config.json").write_text(text, encoding="utf-8")
+    evaluates = saved.get("evaluates", False)
+    log = stack.enter_context(closing(RunLog(workdir, step, evaluates)))
+    guard = Guard(settings.max_skipped, int(state.skipped), saved.get("skipped_in_a_row", 0))
+    run = Run(config, workdir, mesh, manager, log, Window(saved.get("window")), Clock(),
+              StopRequest(mesh, signals), guard, watchdog, evaluates)  # fmt: skip
+    state, received = train_steps(run, state)
+    watchdog.allow("the last checkpoint", LONG)
+    manager.wait()
+    wait_for_all()
+    received = received or run.stop.answer(run.stop.ask())  # it may have come late
+    watchdog.off()
+    signals.release()
+    if received:
+        say(f"stopped at step {int(state.step)}, saved; the same command continues")
+        return STATUS[received]
+    write_weights(workdir, config, state)
+    say(f"finished: {int(state.step)} steps, weights in {workdir / 'weights'}")
+    return 0
 
 
 def write_weights(workdir: Path, config: Config, state: TrainState) -> None:
@@ -122,34 +141,32 @@ def write_weights(workdir: Path, config: Config, state: TrainState) -> None:
     wait_for_all()
 
 
-def check_workdir(config: Config, manager: ocp.CheckpointManager) -> None:
-    """Raises InputError naming the keys in which the run in the workdir was configured otherwise.
+def check_workdir(config: Config, workdir: Path, there: dict[str, Any]) -> None:
+    """Raises InputError naming the keys in which the run there was configured otherwise.
 
     How often to log, evaluate and save may change, and train.steps may be raised.
     """
-    step = manager.latest_step()
-    if step is None:
-        return
-    there = checkpoint.read_metadata(manager, step)["config"]
     keys = differing_keys(there, dataclasses.asdict(config))
     raised = config.train.steps > there["train"].get("steps", 0)
     keys = [k for k in keys if k not in CHANGEABLE and not (k == "train.steps" and raised)]
     if keys:
         raise InputError(
-            f"{manager.directory.parent} holds a run of another configuration: "
+            f"{workdir} holds a run of another configuration: "
             f"{', '.join(keys)} differ; choose another workdir or the same values"
         )
 
 
 def start(
-    config: Config, manager: ocp.CheckpointManager, mesh: jax.sharding.Mesh
-) -> tuple[TrainState, dict[str, Any] | None]:
-    """The newest checkpoint's state and record, or a fresh state and None."""
-    tx = make_optimizer(config)
-    restored = checkpoint.restore(manager, config, abstract_state(config, tx, mesh))
-    if restored is None:
-        return init_state(config, tx, distributed(initial_weights(config), mesh), mesh), None
-    _say(f"continuing from {manager.directory} at step {int(restored[0].step)}")
+    config: Config, manager: checkpoint.Checkpoints, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest good checkpoint's state and the loop's record, or a fresh state and {}."""
+    step, tx = manager.newest_good(), make_optimizer(config)
+    if step is None:
+        return init_state(config, tx, distributed(initial_weights(config), mesh), mesh), {}
+    there = checkpoint.read_metadata(manager.folder / str(step))["config"]
+    check_workdir(config, manager.folder.parent, there)
+    restored = manager.restore(step, config, abstract_state(config, tx, mesh))
+    say(f"continuing from {manager.folder} at step {step}")
     return restored
 
 
@@ -167,34 +184,49 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     config, first = run.config, int(state.step)
     graphdef = definition(config)[0]
     evaluator = Evaluator(config, graphdef, run.mesh)
+    evaluator.compile(state)
+    if run.evaluates:
+        run.evaluates = not evaluate(run, evaluator, state)
+        run.watchdog.off()
+    if first >= config.train.steps:
+        return state, 0
     batches = feed.train_batches(config, run.workdir, graphdef, state, run.mesh)
-    stepper = compile_step(run, graphdef, state, next_batch(run, batches))
+    batch = next_batch(run, batches)
+    run.watchdog.allow("compiling the step", LONG)
+    stepper, pending = compile_step(run, graphdef, state, batch), None
     progress = Progress(first, config.train.steps)
-    batch, pending = stepper.first_batch, None
+    run.stop.signals.hold()
     run.clock.restart()
     with closing(progress):
         for step in range(first + 1, config.train.steps + 1):
+            run.watchdog.allow(f"step {step}", LONG if step == first + 1 else 1)
+            run.stop.failed = run.manager.failed()
             asked = run.stop.ask()
             state, metrics = stepper.step(state, batch)
             run.clock.steps += 1
             # While the devices work on this step, read the previous one's metrics and the input.
             if pending is not None:
-                run.window.add(jax.device_get(pending))
+                take(run, pending)
             pending = metrics
             if step < config.train.steps:
                 batch = next_batch(run, batches)
             signal = run.stop.answer(asked)  # read once: one may come at any point below
-            last = step == config.train.steps or bool(signal)
+            check_saved(run, signal)
+            final = step == config.train.steps
             due = {k: step % getattr(config.train, f"{k}_every") == 0 for k in CADENCES}
-            if last or any(due.values()):
-                run.window.add(jax.device_get(pending))
+            if final or signal or any(due.values()):
+                take(run, pending)
                 pending = None
-            if due["log"] or step == config.train.steps:
+            if due["log"] or final:
                 log_line(run, step, stepper, progress)
             with run.clock.pause():
-                if (due["eval"] and not signal) or step == config.train.steps:
-                    evaluator.evaluate(run.workdir, run.log, state)
-                if due["checkpoint"] or last:
+                run.evaluates = due["eval"] or final
+                if run.evaluates and not signal:
+                    run.evaluates = not evaluate(run, evaluator, state)
+                    # A signal that came meanwhile, also to another process.
+                    signal = run.stop.answer(run.stop.ask()) if run.evaluates else 0
+                    check_saved(run, signal)
+                if due["checkpoint"] or final or signal:
                     save(run, state)
             progress.update(step)
             if signal:
@@ -202,12 +234,31 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     return state, 0
 
 
+def take(run: Run, metrics: dict[str, Any]) -> None:
+    """Reads the metrics of a step; raises RunError when too many were skipped."""
+    values = jax.device_get(metrics)
+    run.guard.add(values)
+    run.window.add(values)
+
+
+def check_saved(run: Run, signal: int) -> None:
+    """Raises RunError when the reason to stop is a checkpoint that could not be written."""
+    if signal == SAVE_FAILED:
+        run.manager.wait()
+        raise RunError(EXIT_IO, "another process could not write its part of a checkpoint")
+
+
+def evaluate(run: Run, evaluator: Evaluator, state: TrainState) -> bool:
+    """Whether it was done, not ended by a reason to stop."""
+    run.watchdog.allow("an evaluation", LONG)
+    return evaluator.evaluate(run.workdir, run.log, state, run.stop.now)
+
+
 @dataclasses.dataclass
 class Stepper:
     """The compiled step and what is known about its cost."""
 
     step: Callable[[TrainState, Any], tuple[TrainState, dict]]
-    first_batch: Any
     flops: float  # model FLOPs of one step
     peak: float  # FLOP/s of all devices
 
@@ -224,12 +275,12 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     seconds = time.perf_counter() - begin
     flops = model_flops(config, batch)
     peak, source = peak_flops(list(run.mesh.devices.flat))
-    _say(f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
+    say(f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
          f"{peak / 1e12:.2f} TFLOP/s ({source})")  # fmt: skip
     row = {"compile_seconds": seconds, "step_flops": flops, "peak_flops": peak}
     row |= {"peak_source": source, "batch_size": config.train.batch_size}
     run.log.write("start", int(state.step), row)
-    return Stepper(compiled, batch, flops, peak)
+    return Stepper(compiled, flops, peak)
 
 
 def next_batch(run: Run, batches: Iterator) -> Any:
@@ -249,9 +300,13 @@ def log_line(run: Run, step: int, stepper: Stepper, progress: Progress) -> None:
 
 def save(run: Run, state: TrainState) -> None:
     """Starts writing a checkpoint, unless this step has one."""
-    if int(state.step) not in run.manager.all_steps():
-        window = copy.deepcopy(run.window.sums)  # written in the background while this one fills
-        checkpoint.save(run.manager, state, run.config, {"window": window})
+    if int(state.step) == run.manager.last:
+        return
+    run.watchdog.allow("a checkpoint", LONG)
+    window = copy.deepcopy(run.window.sums)  # written in the background while this one fills
+    progress = {"window": window, "skipped_in_a_row": run.guard.row, "evaluates": run.evaluates}
+    run.log.sync()
+    run.manager.save(state, run.config, progress)
 
 
 class Progress:
@@ -273,13 +328,8 @@ class Progress:
             self.bar.set_postfix_str(f"loss {text}", refresh=False)
             return
         left = tqdm.format_interval((self.steps - step) / rate)
-        _say(f"step {step}/{self.steps}  loss {text}  {rate:.2f} steps/s  {left} left")
+        say(f"step {step}/{self.steps}  loss {text}  {rate:.2f} steps/s  {left} left")
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def _say(text: str) -> None:
-    if is_primary():
-        tqdm.write(text, file=sys.stderr)

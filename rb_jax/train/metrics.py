@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -135,17 +136,22 @@ class RunLog:
 
     Written by the first of several processes; the others' calls do nothing.
     Lines and events after ``step``, left by a run that was killed later than its last
-    checkpoint, are dropped: they are about to be written again.
+    checkpoint, are dropped: they are about to be written again, and so is, with ``evaluates``,
+    the evaluation of that step.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, evaluates: bool = False):
         self.file = self.board = None
         if not is_primary():
             return
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / LINES
         kept = [row for row in read_lines(workdir) if row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        if evaluates:
+            kept = [row for row in kept if (row["step"], row["kind"]) != (step, "val")]
+        partial = path.with_name(f".{LINES}")  # a kill must not cut the old lines short
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.replace(path)
         self.file = path.open("a", encoding="utf-8")
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
@@ -157,6 +163,11 @@ class RunLog:
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Brings the lines to the disk, ahead of a checkpoint that takes them as written."""
+        if self.file is not None:
+            os.fsync(self.file.fileno())
 
     def image(self, name: str, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
         if self.board is not None:

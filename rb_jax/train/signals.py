@@ -1,11 +1,7 @@
-"""Stopping on SIGTERM and ctrl-C: all processes after the same step, with a checkpoint."""
+"""Stopping all processes after the same step, whichever of them has the reason."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -14,58 +10,42 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rb_jax.sharding.mesh import replicated
+from rb_jax.train.exits import Signals
 
-# EX_TEMPFAIL of sysexits.h: stopped before the end, worth starting again.
-EXIT_PREEMPTED = 75
-STATUS: dict[int, int] = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: 130}
+# Among the numbers of signals, and above them: a save failed on some process.
+SAVE_FAILED = 1000
 
 
 class StopRequest:
-    """The signal that came to any of the processes (0: none).
+    """The reason that came to any of the processes: a signal, SAVE_FAILED, or 0 for none.
 
     One process alone just looks. Several take the largest in a tiny collective that runs ahead of
     a step on the devices, so that the answer is there, the same everywhere, when the step before
     has ended, and nobody waits for it.
     """
 
-    def __init__(self, mesh: Mesh):
-        self.received = 0  # by this process
+    def __init__(self, mesh: Mesh, signals: Signals):
+        self.signals = signals
+        self.failed = False  # whether this process could not save
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
+    @property
+    def mine(self) -> int:
+        return SAVE_FAILED if self.failed else self.signals.received
+
     def ask(self) -> jax.Array | None:
-        """Before a step: brings this process's signal to all."""
+        """Before a step: brings this process's reason to all."""
         if jax.process_count() == 1:
             return None
-        mine = np.full(self._sharding.mesh.size, self.received, np.int32)
+        mine = np.full(self._sharding.mesh.size, self.mine, np.int32)
         asked: Any = jax.make_array_from_callback(mine.shape, self._sharding, mine.__getitem__)
         return self._largest(asked)
 
     def answer(self, asked: jax.Array | None) -> int:
-        """After it: the signal on which all stop now."""
-        return self.received if asked is None else int(asked)
+        """After it: the reason for which all stop now."""
+        return self.mine if asked is None else int(asked)
 
-
-@contextmanager
-def stop_signals(mesh: Mesh) -> Iterator[StopRequest]:
-    """Keeps the first SIGTERM or SIGINT in the request; a second one acts as usual."""
-    request = StopRequest(mesh)
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    previous = {name: signal.getsignal(name) for name in STATUS}
-
-    def restore():
-        for name, handler in previous.items():
-            signal.signal(name, handler)
-
-    def handle(number, frame):
-        request.received = number
-        restore()
-
-    for name in STATUS:
-        signal.signal(name, handle)
-    try:
-        yield request
-    finally:
-        restore()
+    def now(self) -> bool:
+        """Whether to stop, at a moment when the devices have nothing else to do."""
+        return bool(self.answer(self.ask()))

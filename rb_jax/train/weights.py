@@ -22,8 +22,8 @@ from rb_jax.errors import InputError
 from rb_jax.sharding.processes import host_pieces, is_primary
 from rb_jax.tensor_files import TensorFiles
 from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors
-from rb_jax.train import checkpoint
 from rb_jax.train.state import Params, check_weights, definition
+from rb_jax.train.stored import find, load_ema
 
 STEM, CONFIG = "model", "config.json"
 # How a value of the configuration names the weights that come with the package.
@@ -88,8 +88,8 @@ def load_weights(folder: str | Path) -> tuple[Config, Params]:
     if has_weights(folder):
         config, files = open_weights(folder)
         params = {path: files.read(path, checksum=True) for path in files}
-    elif checkpoint.find(folder):
-        config, params = checkpoint.load_ema(folder)
+    elif find(folder):
+        config, params = load_ema(folder)
     else:
         raise InputError(f"{folder}: no {STEM}.safetensors and no checkpoint in it")
     check_weights(params, definition(config)[1], where=f"the weights in {folder}")

@@ -12,7 +12,7 @@ import safetensors.numpy
 from rb_jax.config import ModelConfig
 from rb_jax.errors import InputError
 from rb_jax.sharding.mesh import make_mesh
-from rb_jax.train import checkpoint, weights
+from rb_jax.train import checkpoint, stored, weights
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import abstract_state, ema_params, init_state
 from tests.train import fake
@@ -31,15 +31,15 @@ def mixed(config):
 def saved(folder, config):
     state = init_state(config, make_optimizer(config))
     with checkpoint.open_checkpoints(folder) as manager:
-        checkpoint.save(manager, state, config, {"window": {"loss": [0.1 + 0.2, 3]}})
+        manager.save(state, config, {"window": {"loss": [0.1 + 0.2, 3]}})
     return state
 
 
 def restore(folder, config):
     with checkpoint.open_checkpoints(folder) as manager:
         like = abstract_state(config, make_optimizer(config), make_mesh())
-        found = checkpoint.restore(manager, config, like)
-        return (None, {}) if found is None else found
+        step = manager.newest_good()
+        return (None, {}) if step is None else manager.restore(step, config, like)
 
 
 def test_state_comes_back_exactly(tmp_path):
@@ -52,8 +52,8 @@ def test_state_comes_back_exactly(tmp_path):
         lambda x: (x.dtype, x.shape), state
     )
     jax.tree.map(np.testing.assert_array_equal, back, state)
-    stored, params = checkpoint.load_ema(tmp_path)
-    assert stored == config
+    found, params = stored.load_ema(tmp_path)
+    assert found == config
     jax.tree.map(np.testing.assert_array_equal, params, ema_params(state))
 
 
@@ -64,7 +64,7 @@ def test_what_is_saved_is_the_state_at_the_time_of_saving(tmp_path):
     before = jax.device_get(state)
     change = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     with checkpoint.open_checkpoints(tmp_path) as manager:
-        checkpoint.save(manager, state, config, {})
+        manager.save(state, config, {})
         for _ in range(3):
             state = change(state)
     jax.tree.map(np.testing.assert_array_equal, restore(tmp_path, config)[0], before)
@@ -88,7 +88,7 @@ def test_nothing_there_is_said(tmp_path):
         with pytest.raises(InputError, match="no model.safetensors and no checkpoint"):
             weights.load_weights(folder)
         with pytest.raises(InputError, match="no checkpoint"):
-            checkpoint.load_ema(folder)
+            stored.load_ema(folder)
 
 
 def test_damaged_checkpoint_is_refused(tmp_path):
@@ -118,8 +118,8 @@ def test_weights_round_trip(tmp_path, dtype):
     params = ema_params(init_state(config, make_optimizer(config)))
     for _ in range(2):  # the second time over an existing folder
         weights.save_weights(tmp_path / "w", config, params, dtype)
-    stored, back = weights.load_weights(tmp_path / "w")
-    assert stored == config
+    found, back = weights.load_weights(tmp_path / "w")
+    assert found == config
     for path, value in params.items():
         np.testing.assert_array_equal(back[path], np.asarray(value.astype(dtype)))
     assert [p.name for p in tmp_path.iterdir()] == ["w"]

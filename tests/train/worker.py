@@ -18,7 +18,7 @@ def send(name: str, step: int) -> None:
     def next_batch(run, batches):
         calls[0] += 1
         if calls[0] == step + 1:
-            run.manager.wait_until_finished()  # only what comes after a checkpoint is to be lost
+            run.manager.wait()  # only what comes after a checkpoint is to be lost
             os.kill(os.getpid(), signal.Signals[name])
         return original(run, batches)
 
