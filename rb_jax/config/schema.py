@@ -212,14 +212,15 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """``name`` is ``reasonworld``, ``folder`` (then ``path`` is in the Reason50K layout), or
-    ``synthetic`` (noise of the right shapes, to time a machine).
+    """``name`` is ``reasonworld``, ``folder`` (then ``path`` is in the Reason50K layout),
+    ``records`` (then ``path`` is what ``rb-jax data import`` wrote), or ``synthetic`` (noise of the
+    right shapes, to time a machine).
 
     ``inputs`` says what an example holds: pixels and tokens, or the frozen encoders' features,
     computed ahead of time; then the model has no encoders.
     """
 
-    name: Literal["reasonworld", "folder", "synthetic"] = "reasonworld"
+    name: Literal["reasonworld", "folder", "records", "synthetic"] = "reasonworld"
     inputs: Literal["pixels", "features"] = "pixels"
     path: str = ""
     split: str = "train"
