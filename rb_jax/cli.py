@@ -148,7 +148,8 @@ def data_reasonworld(argv: Sequence[str]) -> int:
 def data_import(argv: Sequence[str]) -> int:
     values = _flags(argv, "data import")
     integer = flags.DEFINE_integer
-    _string(values, "from", None, "Layout of the source, e.g. magicbrush or folder.")
+    layouts = "Layout of the source: reason50k, magicbrush, ..., folder (see rb-jax --help)."
+    _string(values, "from", None, layouts)
     _string(values, "source", None, "Folder of the data set, as it was fetched.")
     _string(values, "out", None, "Folder for the shards; other splits of the data set stay.")
     _string(values, "split", None, "Split to convert (default: the layout's, mostly train).")
@@ -162,7 +163,7 @@ def data_import(argv: Sequence[str]) -> int:
     from rb_jax.data.importing import import_dataset
 
     made = import_dataset(
-        values["from"].value, values.source, values.out, values.split,
+        str(values["from"].value), values.source, values.out, values.split,
         shard_examples=values.shard_examples, max_rejects=values.max_rejects,
         process_index=values.process_index, process_count=values.process_count,
     )  # fmt: skip

@@ -36,7 +36,7 @@ _MAX_MANIFEST = 64 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of a split. ``unit`` is what the places of its records begin with."""
+    """A file of a split. The places of its records begin with ``unit``, or are empty if it is."""
 
     file: str
     unit: str
@@ -65,7 +65,7 @@ class Manifest:
 
 def place(unit: str, number: int) -> str:
     """What the record with this number in a shard carries with it."""
-    return f"{unit}/{number}"
+    return f"{unit}/{number}" if unit else ""
 
 
 def shard_name(split: str, number: int, count: int) -> str:
@@ -115,10 +115,11 @@ def read_manifest(folder: str | os.PathLike[str], split: str) -> Manifest:
 
 def _check_manifest(manifest: Manifest, split: str) -> None:
     """ValueError if the numbers do not fit together, or a name leaves the folder."""
-    count = len(manifest.shards)
-    names = [shard_name(split, n, count) for n in range(count)]
-    if manifest.split != split or [s.file for s in manifest.shards] != names:
-        raise ValueError("the names of its shards")
+    names = [shard.file for shard in manifest.shards]
+    if manifest.split != split or len(set(names)) < len(names):
+        raise ValueError("the names of split and shards")
+    if any(name in (".", "..") or "/" in name or "\0" in name for name in names):
+        raise ValueError("a shard outside the folder")
     if any(type(s.examples) is not int or s.examples < 1 for s in manifest.shards):
         raise ValueError("examples of a shard")
     if sum(s.examples for s in manifest.shards) != manifest.examples:
@@ -169,6 +170,17 @@ def count_records(path: Path) -> int:
         return reader.num_records()
     finally:
         reader.close()
+
+
+def raw_records(path: Path, examples: int) -> Iterator[bytes]:
+    """The records of a file as they are, one at a time; InputError if it has fewer."""
+    source = _open([(path, examples)])
+    for number in range(examples):
+        try:
+            data = source[number]
+        except Exception as error:  # array_record raises RuntimeError, IndexError, ValueError, ...
+            raise InputError(f"{path}: record {number}: {_reason(error)}") from None
+        yield data
 
 
 def describe_shard(path: Path, unit: str, examples: int) -> Shard:
@@ -236,6 +248,12 @@ def _tfds_features() -> dict[str, Any]:
     }
 
 
+def _open(files: Sequence[tuple[Path, int]]) -> array_record_data_source.ArrayRecordDataSource:
+    """Files with so many records each; nothing is opened before it is read."""
+    instructions: list[Any] = [_Instruction(str(path), 0, count, count) for path, count in files]
+    return array_record_data_source.ArrayRecordDataSource(instructions)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
     """How array_record is told to take all of a file without counting first."""
@@ -259,11 +277,7 @@ class Records:
         for shard in self.manifest.shards:
             _check_shard(self.folder / shard.file, shard, verify)
         self._starts = np.cumsum([0, *(s.examples for s in self.manifest.shards)])
-        files: list[Any] = [
-            _Instruction(str(self.folder / s.file), 0, s.examples, s.examples)
-            for s in self.manifest.shards
-        ]
-        self._data = array_record_data_source.ArrayRecordDataSource(files)
+        self._data = _open([(self.folder / s.file, s.examples) for s in self.manifest.shards])
 
     def __len__(self) -> int:
         return self.manifest.examples
