@@ -47,5 +47,5 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/.made
 
 $(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt | $(VENV)/.made
 	@echo "Installing the pinned requirements and the checkers into $(VENV) (about a minute, once)"
-	@$(PIP) install -c constraints.txt -e '.[dev,torch,plan]'
+	@$(PIP) install -c constraints.txt -e '.[dev,torch,plan,data]'
 	@touch $@ $(VENV)/.installed

@@ -30,6 +30,10 @@ USAGE = """rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain i
       Edits and scores N pictures; writes scores.json and grid.png.
   rb-jax data reasonworld --out=DIR --split=train --count=N --seed=S --size=PX
       Writes ReasonWorld in the Reason50K layout.
+  rb-jax data import --from=LAYOUT --source=DIR --out=DIR [--split=NAME --max_rejects=N]
+              [--shard_examples=N --process_index=I --process_count=N]
+      Converts a data set to shards of records; goes on where it was stopped. Layouts: reason50k,
+      magicbrush, emu_edit, reasonedit, editworld, ultraedit, instructpix2pix, folder.
 
   rb-jax import --source=PATH --out=DIR [--family=NAME --dtype=bfloat16]
       Reads a PyTorch checkpoint: FLUX, its autoencoder, CLIP, LLaVA, SAM, the authors' modules.
@@ -144,6 +148,40 @@ def data_reasonworld(argv: Sequence[str]) -> int:
         progress=True, overwrite=values.overwrite,
     )  # fmt: skip
     print(f"{values.out}: {values.count} examples of {values.split}")
+    return 0
+
+
+def data_import(argv: Sequence[str]) -> int:
+    values = _flags(argv, "data import")
+    integer = flags.DEFINE_integer
+    layouts = "Layout of the source: reason50k, magicbrush, ..., folder (see rb-jax --help)."
+    _string(values, "from", None, layouts)
+    _string(values, "source", None, "Folder of the data set, as it was fetched.")
+    _string(values, "out", None, "Folder for the shards; other splits of the data set stay.")
+    _string(values, "split", None, "Split to convert (default: the layout's, mostly train).")
+    integer("shard_examples", 1000, "Examples a shard, at most where the source allows it.",
+            flag_values=values)  # fmt: skip
+    integer("max_rejects", None, "Unusable items after which to stop (default: 1 in 100, or 10).",
+            flag_values=values)  # fmt: skip
+    integer("process_index", 0, "Which of several processes this is, from 0.", flag_values=values)
+    integer("process_count", 1, "How many processes share the work.", flag_values=values)
+    _parse(values, argv, required=("from", "source", "out"))
+    from rb_jax.data.importing import import_dataset
+
+    made = import_dataset(
+        str(values["from"].value), values.source, values.out, values.split,
+        shard_examples=values.shard_examples, max_rejects=values.max_rejects,
+        process_index=values.process_index, process_count=values.process_count,
+    )  # fmt: skip
+    if made is None:
+        print(f"{values.out}: this process is done; other processes are not")
+        return 0
+    for note in made.notes:
+        print(f"note: {note}")
+    print(
+        f"{values.out}: {made.examples} examples of {made.split} in {len(made.shards)} shards, "
+        f"{made.rejects} items rejected"
+    )
     return 0
 
 
@@ -265,7 +303,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "parity": parity,
     "plan": plan,
 }
-DATA = {"reasonworld": data_reasonworld}
+DATA = {"reasonworld": data_reasonworld, "import": data_import}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

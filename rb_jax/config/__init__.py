@@ -25,6 +25,7 @@ from rb_jax.config.schema import MLLMConfig as MLLMConfig
 from rb_jax.config.schema import MMDiTConfig as MMDiTConfig
 from rb_jax.config.schema import ModelConfig as ModelConfig
 from rb_jax.config.schema import OptimizerConfig as OptimizerConfig
+from rb_jax.config.schema import ProfileConfig as ProfileConfig
 from rb_jax.config.schema import QFormerConfig as QFormerConfig
 from rb_jax.config.schema import RegionConfig as RegionConfig
 from rb_jax.config.schema import RematConfig as RematConfig

@@ -63,7 +63,8 @@ def check(config: Config) -> None:
         (0 <= flow.drop_source < 1, "flow.drop_source", "must be in [0, 1)"),
         (flow.logit_std > 0, "flow.logit_std", "must be positive"),
         (flow.guidance_range[0] <= flow.guidance_range[1], "flow.guidance_range", "low > high"),
-        (data.name != "folder" or data.path != "", "data.path", "a folder data set needs a path"),
+        (data.name not in ("folder", "records") or data.path != "", "data.path",
+         f"data.name={data.name!r} needs the path of its folder"),
         (0 <= train.ema_decay < 1, "train.ema_decay", "must be in [0, 1)"),
         (config.optimizer.warmup_steps < train.steps or train.steps == 0,
          "optimizer.warmup_steps", f"must be below train.steps={train.steps}"),
@@ -76,6 +77,8 @@ def check(config: Config) -> None:
     rules += [
         (opt.spike_factor == 0 or opt.spike_factor > 1, "optimizer.spike_factor",
          f"must be 0 (off) or more than 1, got {opt.spike_factor}"),
+        (_is_range(config.profile.steps), "profile.steps",
+         f"{config.profile.steps!r} is not FIRST:END with 1 <= FIRST < END, such as 10:13"),
         (0 <= opt.decay_fraction <= 1, "optimizer.decay_fraction", "must be in [0, 1]"),
         (all(factor >= 0 for _, factor in opt.rates), "optimizer.rates",
          "factors must not be negative"),
@@ -118,6 +121,24 @@ def check(config: Config) -> None:
     for holds, key, why in rules:
         if not holds:
             raise ConfigError(f"config.{key}: {why}")
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """``10:13`` as numbers, two zeros for an empty text. Raises ValueError."""
+    if not text:
+        return 0, 0
+    first, colon, end = text.partition(":")
+    if not colon or not 1 <= int(first) < int(end):
+        raise ValueError(text)
+    return int(first), int(end)
+
+
+def _is_range(text: str) -> bool:
+    try:
+        step_range(text)
+    except ValueError:
+        return False
+    return True
 
 
 def remat_error(setting: str) -> str:

@@ -212,14 +212,15 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """``name`` is ``reasonworld``, ``folder`` (then ``path`` is in the Reason50K layout), or
-    ``synthetic`` (noise of the right shapes, to time a machine).
+    """``name`` is ``reasonworld``, ``folder`` (then ``path`` is in the Reason50K layout),
+    ``records`` (then ``path`` is what ``rb-jax data import`` wrote), or ``synthetic`` (noise of the
+    right shapes, to time a machine).
 
     ``inputs`` says what an example holds: pixels and tokens, or the frozen encoders' features,
     computed ahead of time; then the model has no encoders.
     """
 
-    name: Literal["reasonworld", "folder", "synthetic"] = "reasonworld"
+    name: Literal["reasonworld", "folder", "records", "synthetic"] = "reasonworld"
     inputs: Literal["pixels", "features"] = "pixels"
     path: str = ""
     split: str = "train"
@@ -282,6 +283,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2  # the newest; 0: all
     keep_every: int = 0  # checkpoints of steps that this divides are never deleted; 0: none
+    wandb: str = ""  # a project of Weights & Biases that also gets the logs; needs the package
     step_timeout: float = 1800.0  # seconds after which a stuck process ends itself; 0: never
     max_skipped: int = 100  # steps in a row that were not finite, after which the run ends; 0: any
 
@@ -312,6 +314,14 @@ class RematConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """``steps`` such as ``10:13`` are traced into WORKDIR/profile: the 10th up to the 13th, which
+    is left out. The trace opens in xprof (TensorBoard's profile tab) and Perfetto."""
+
+    steps: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
@@ -320,6 +330,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     remat: RematConfig = field(default_factory=RematConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def __post_init__(self):
         from rb_jax.config.checks import check

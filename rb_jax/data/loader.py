@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import grain
@@ -23,6 +23,7 @@ from rb_jax.data.collate import ArrayCollator
 from rb_jax.data.reason50k import Reason50K
 from rb_jax.data.reasonworld import Example, ReasonWorld
 from rb_jax.data.schema import EditExample
+from rb_jax.data.shards import RecordSource
 from rb_jax.errors import InputError
 from rb_jax.types import Batch, Text
 
@@ -74,7 +75,26 @@ def open_source(data: DataConfig, split: str) -> Source:
     """The data set that the configuration names; InputError if it is not there or is broken."""
     if data.name == "folder":
         return Reason50K(data.path, split, data.image_size)
+    if data.name == "records":
+        return _with_targets(RecordSource(data.path, split, data.image_size))
     return WorldSource(data, split)
+
+
+def _with_targets(source: RecordSource) -> RecordSource:
+    made = source.records.manifest
+    if made.targets < made.examples:
+        raise InputError(
+            f"{source.records.folder}: {made.examples - made.targets} of {made.examples} examples "
+            f"of {made.split} have no target picture: nothing to train on"
+        )
+    return source
+
+
+def take(source: Source, numbers: Iterable[int]) -> Sequence[EditExample]:
+    """The examples with these numbers, read together where the source can."""
+    if isinstance(source, RecordSource):
+        return source.__getitems__([int(number) for number in numbers])
+    return [source[int(number)] for number in numbers]
 
 
 class Collator(ArrayCollator):
@@ -155,6 +175,6 @@ def batches(
     order = Order(config.train.batch_size, config.data.seed, start_step, rows)
 
     def make(numbers: np.ndarray) -> Batch:
-        return collate([source[int(number)] for number in numbers])
+        return collate(take(source, numbers))
 
     return ordered(len(source), order, make, config.data.workers or 2)

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from rb_jax.config import Config
-from rb_jax.data import loader
+from rb_jax.data import loader, shards
 from rb_jax.data.collate import OBJECT_TOKENS
 from rb_jax.data.reason50k import read_manifest
 from rb_jax.errors import InputError
@@ -39,14 +39,9 @@ CHUNK = 64  # examples made, or encoded, at a time
 POOL_FROM = 1024  # examples from which starting two more processes pays off
 # What the values depend on besides the configuration: a change of this code makes new folders.
 _CODE = (
-    "collate.py",
-    "images.py",
-    "loader.py",
-    "objects.py",
-    "reason50k.py",
-    "regions.py",
-    "text.py",
-)
+    "collate.py", "images.py", "loader.py", "manifests.py", "objects.py", "reason50k.py",
+    "records.py", "regions.py", "shards.py", "text.py",
+)  # fmt: skip
 
 EncodeLatents = Callable[[UInt8[np.ndarray, "B S S 3"]], Float[Any, "B H W C"]]
 
@@ -159,6 +154,8 @@ def dataset_fingerprint(config: Config, split: str, encoder: str = "") -> str:
     }
     if config.data.name == "folder":
         ingredients["folder"] = _folder_hash(config.data.path, split)
+    if config.data.name == "records":
+        ingredients["records"] = dataclasses.asdict(shards.read_manifest(config.data.path, split))
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
@@ -276,7 +273,7 @@ class _Worker:
 
     def __call__(self, start: int) -> dict[str, np.ndarray]:
         stop = min(start + CHUNK, len(self._source))
-        return _to_arrays(self._collate([self._source[i] for i in range(start, stop)]))
+        return _to_arrays(self._collate(loader.take(self._source, range(start, stop))))
 
 
 _worker: _Worker | None = None  # one for each process of the pool

@@ -13,18 +13,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from rb_jax.data.images import open_image, save_image, to_square
+from rb_jax.data.manifests import (
+    Files,
+    checked_instruction,
+    checked_objects,
+    json_object,
+    lines,
+    text,
+)
 from rb_jax.data.objects import extract_objects
 from rb_jax.data.schema import CATEGORIES, EditExample
 from rb_jax.errors import InputError
 from rb_jax.progress import progress_bar
 
-MAX_LINE_BYTES = 2**20
-MAX_INSTRUCTION = 2000  # characters
 MAX_OBJECTS = 16  # as the authors
 
 
@@ -79,12 +84,12 @@ def read_manifest(root: str | os.PathLike[str], split: str) -> list[Record]:
     if not path.is_file():
         splits = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) or "none"
         raise InputError(f"{path}: no such manifest; splits in this folder: {splits}")
-    files = _Files(folder)
+    files = Files(folder)
     records = []
     try:
-        for number, line in _lines(path):
+        for number, line, _ in lines(path):
             try:
-                records.append(_record(line, files))
+                records.append(parse_record(line, files))
             except InputError as error:
                 raise InputError(f"{path}:{number}: {error}") from None
     except OSError as error:
@@ -161,112 +166,24 @@ def _publish(partial: Path, out: Path, split: str) -> None:
     os.rename(partial / "manifest", manifest)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank; an endless line is cut, never read whole."""
-    with open(path, "rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise InputError(f"{path}:{number}: longer than {MAX_LINE_BYTES} bytes")
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                yield number, line
-
-
-def _record(line: bytes, files: _Files) -> Record:
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise InputError("not UTF-8 text") from None
-    except RecursionError:
-        raise InputError("not JSON (nested too deeply)") from None
-    except ValueError as error:
-        raise InputError(f"not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"expected a JSON object, got {type(fields).__name__}")
-    category = _text(fields, "category")
+def parse_record(line: bytes | None, files: Files) -> Record:
+    """A line of a manifest, None standing for one that is too long; InputError says why not."""
+    fields = json_object(line)
+    category = text(fields, "category")
     if category not in CATEGORIES:
         raise InputError(f"category {category[:40]!r} is not one of {', '.join(CATEGORIES)}")
-    instruction = _text(fields, "instruction")
-    if not instruction.strip():
-        raise InputError("instruction is empty")
-    if len(instruction) > MAX_INSTRUCTION:
-        raise InputError(
-            f"instruction has {len(instruction)} characters; the limit is {MAX_INSTRUCTION}"
-        )
-    caption = None if fields.get("target_caption") is None else _text(fields, "target_caption")
+    if "instruction" not in fields:
+        raise InputError("instruction is missing")
+    instruction = checked_instruction(fields["instruction"])
+    caption = None if fields.get("target_caption") is None else text(fields, "target_caption")
+    names = fields.get("objects")
+    found = extract_objects(instruction, MAX_OBJECTS) if names is None else checked_objects(names)
     return Record(
-        id=_text(fields, "id"),
+        id=text(fields, "id"),
         category=category,
         instruction=instruction,
-        objects=_objects(fields, instruction),
-        source=files.find(_text(fields, "src_image"), "src_image"),
-        target=files.find(_text(fields, "tgt_image"), "tgt_image"),
+        objects=found,
+        source=files.find(text(fields, "src_image"), "src_image"),
+        target=files.find(text(fields, "tgt_image"), "tgt_image"),
         target_caption=caption,
     )
-
-
-def _text(fields: dict[str, Any], key: str) -> str:
-    if key not in fields:
-        raise InputError(f"{key} is missing")
-    return _checked_text(fields[key], key)
-
-
-def _checked_text(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{key} must be a string, got {type(value).__name__}")
-    try:
-        value.encode("utf-8")  # JSON can spell half a surrogate pair, which no file or model takes
-    except UnicodeEncodeError:
-        raise InputError(f"{key} holds characters that are not valid Unicode") from None
-    return value
-
-
-def _objects(fields: dict[str, Any], instruction: str) -> tuple[str, ...]:
-    values = fields.get("objects")
-    if values is None:
-        return extract_objects(instruction, MAX_OBJECTS)
-    if not isinstance(values, list):
-        raise InputError(f"objects must be a list of strings, got {type(values).__name__}")
-    names = (_checked_text(value, f"objects[{i}]").strip() for i, value in enumerate(values))
-    return tuple(name for name in names if name)
-
-
-class _Files:
-    """Finds picture files under a folder and nowhere else."""
-
-    def __init__(self, root: Path):
-        self._root = os.path.realpath(root)
-        self._inside: set[str] = set()  # real folders known to lie under the root
-        self._real: dict[str, str] = {}
-
-    def find(self, relative: str, key: str) -> Path:
-        """The file's path; InputError if it is missing or lies outside, also through a link."""
-        pure = PurePosixPath(relative)
-        if not relative or "\0" in relative:
-            raise InputError(f"{key} is not a path: {relative[:80]!r}")
-        if pure.is_absolute() or PureWindowsPath(relative).drive or relative.startswith("\\"):
-            raise InputError(f"{key} must be relative to the data set's folder: {relative[:200]!r}")
-        if ".." in pure.parts or ".." in PureWindowsPath(relative).parts:
-            raise InputError(f"{key} leaves the data set's folder: {relative[:200]!r}")
-        try:
-            path = self._resolve(pure)
-            if not os.path.isfile(path):
-                raise InputError(f"{key}: no such file: {relative[:200]!r}")
-        except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{key}: cannot be read: {relative[:200]!r}") from None
-        if os.path.commonpath([self._root, path]) != self._root:
-            raise InputError(f"{key} leaves the data set's folder: {relative[:200]!r}")
-        return Path(path)
-
-    def _resolve(self, pure: PurePosixPath) -> str:
-        """The real path; folders are resolved once, since a manifest names few of them."""
-        parent = str(pure.parent)
-        if parent not in self._real:
-            self._real[parent] = os.path.realpath(os.path.join(self._root, parent))
-        path = os.path.join(self._real[parent], pure.name)
-        return os.path.realpath(path) if os.path.islink(path) else path

@@ -22,6 +22,7 @@ class EditExample:
     Pictures are sRGB squares of the data set's size. ``objects`` are the things that the
     instruction names, in its order; empty when nobody extracted them. ``regions`` are masks on the
     model's grid and which of them hold a region; None leaves them to rb_jax.data.regions.
+    ``category`` is one of CATEGORIES, or empty for data sets that have others or none.
     """
 
     id: str

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -36,6 +35,7 @@ from rb_jax.train.exits import EXIT_IO, STATUS, RunError, Signals, installed
 from rb_jax.train.guard import Guard
 from rb_jax.train.metrics import Clock, RunLog, Window, peak_flops
 from rb_jax.train.optimizer import make_optimizer
+from rb_jax.train.profiler import Profiler
 from rb_jax.train.signals import SAVE_FAILED, StopRequest
 from rb_jax.train.state import (
     Params,
@@ -54,8 +54,9 @@ from rb_jax.train.weights import initial_weights, save_weights
 # lie about how it was made.
 CHANGEABLE = ("train.log_every", "train.eval_every", "train.eval_examples",
               "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
-              "train.step_timeout", "train.max_skipped", "data.workers", "data.prepared_dir",
-              "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "mesh.slices")  # fmt: skip
+              "train.step_timeout", "train.max_skipped", "train.wandb", "profile.steps",
+              "data.workers", "data.prepared_dir", "mesh.data", "mesh.fsdp", "mesh.tensor",
+              "mesh.context", "mesh.slices")  # fmt: skip
 
 
 # The actions that come round every train.<name>_every steps.
@@ -76,6 +77,7 @@ class Run:
     stop: StopRequest
     guard: Guard
     watchdog: Watchdog
+    profiler: Profiler
     evaluates: bool = False  # whether the evaluation of the state's step is still to be done
 
 
@@ -116,10 +118,12 @@ def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) ->
         text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
         (workdir / "config.json").write_text(text, encoding="utf-8")
     evaluates = saved.get("evaluates", False)
-    log = stack.enter_context(closing(RunLog(workdir, step, evaluates)))
+    log = stack.enter_context(closing(RunLog(workdir, step, evaluates, settings.wandb)))
     guard = Guard(settings.max_skipped, int(state.skipped), saved.get("skipped_in_a_row", 0))
-    run = Run(config, workdir, mesh, manager, log, Window(saved.get("window")), Clock(),
-              StopRequest(mesh, signals), guard, watchdog, evaluates)  # fmt: skip
+    profiler = stack.enter_context(closing(Profiler(config.profile, workdir)))
+    run = Run(config, workdir, mesh, manager, log, Window(saved.get("window")),
+              Clock(saved.get("seconds")), StopRequest(mesh, signals), guard, watchdog, profiler,
+              evaluates)  # fmt: skip
     state, received = train_steps(run, state)
     watchdog.allow("the last checkpoint", LONG)
     manager.wait()
@@ -196,12 +200,12 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     stepper, pending = compile_step(run, graphdef, state, batch), None
     progress = Progress(first, config.train.steps)
     run.stop.signals.hold()
-    run.clock.restart()
     with closing(progress):
         for step in range(first + 1, config.train.steps + 1):
             run.watchdog.allow(f"step {step}", LONG if step == first + 1 else 1)
             run.stop.failed = run.manager.failed()
             asked = run.stop.ask()
+            run.profiler.before(step, state.step)
             state, metrics = stepper.step(state, batch)
             run.clock.steps += 1
             # While the devices work on this step, read the previous one's metrics and the input.
@@ -219,15 +223,14 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
                 pending = None
             if due["log"] or final:
                 log_line(run, step, stepper, progress)
-            with run.clock.pause():
-                run.evaluates = due["eval"] or final
-                if run.evaluates and not signal:
-                    run.evaluates = not evaluate(run, evaluator, state)
-                    # A signal that came meanwhile, also to another process.
-                    signal = run.stop.answer(run.stop.ask()) if run.evaluates else 0
-                    check_saved(run, signal)
-                if due["checkpoint"] or final or signal:
-                    save(run, state)
+            run.evaluates = due["eval"] or final
+            if run.evaluates and not signal:
+                run.evaluates = not evaluate(run, evaluator, state)
+                # A signal that came meanwhile, also to another process.
+                signal = run.stop.answer(run.stop.ask()) if run.evaluates else 0
+                check_saved(run, signal)
+            if due["checkpoint"] or final or signal:
+                save(run, state)
             progress.update(step)
             if signal:
                 return state, signal
@@ -251,7 +254,8 @@ def check_saved(run: Run, signal: int) -> None:
 def evaluate(run: Run, evaluator: Evaluator, state: TrainState) -> bool:
     """Whether it was done, not ended by a reason to stop."""
     run.watchdog.allow("an evaluation", LONG)
-    return evaluator.evaluate(run.workdir, run.log, state, run.stop.now)
+    with run.clock.phase("evaluation"):
+        return evaluator.evaluate(run.workdir, run.log, state, run.stop.now)
 
 
 @dataclasses.dataclass
@@ -268,11 +272,10 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     config = run.config
     layouts = (state_shardings(run.mesh, state), replicated(run.mesh))
     step = functools.partial(train_step, graphdef, config, make_optimizer(config))
-    begin = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
-    with jax.set_mesh(run.mesh):
+    with run.clock.phase("compile"), jax.set_mesh(run.mesh):
         compiled = jitted.lower(state, batch).compile(compiler_options(run.mesh))
-    seconds = time.perf_counter() - begin
+    seconds = run.clock.spent["compile"]
     flops = model_flops(config, batch)
     peak, source = peak_flops(list(run.mesh.devices.flat))
     say(f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
@@ -284,17 +287,16 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
 
 
 def next_batch(run: Run, batches: Iterator) -> Any:
-    with run.clock.waiting():
+    with run.clock.phase("input"):
         return shard_batch(run.mesh, next(batches), run.config.train.batch_size)
 
 
 def log_line(run: Run, step: int, stepper: Stepper, progress: Progress) -> None:
     """Writes the window's means and starts the next one."""
     means = run.window.means()
-    speed = run.clock.speed(stepper.flops, stepper.peak)
+    speed = run.clock.report(stepper.flops, stepper.peak)
     run.log.write("train", step, means | speed)
     run.window.sums.clear()
-    run.clock.restart()
     progress.show(step, means["loss"], speed["steps_per_second"])
 
 
@@ -305,8 +307,10 @@ def save(run: Run, state: TrainState) -> None:
     run.watchdog.allow("a checkpoint", LONG)
     window = copy.deepcopy(run.window.sums)  # written in the background while this one fills
     progress = {"window": window, "skipped_in_a_row": run.guard.row, "evaluates": run.evaluates}
-    run.log.sync()
-    run.manager.save(state, run.config, progress)
+    progress["seconds"] = run.clock.totals
+    with run.clock.phase("checkpoint"):
+        run.log.sync()
+        run.manager.save(state, run.config, progress)
 
 
 class Progress:

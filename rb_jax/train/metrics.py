@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from rb_jax.sharding.processes import is_primary
+from rb_jax.train.wandb_board import WandbBoard
 
 LINES = "metrics.jsonl"
 
@@ -72,7 +73,7 @@ class Clock:
     def restart(self) -> None:
         """Begins a window."""
         self.started, self.steps = time.perf_counter(), 0
-        self.spent = dict.fromkeys(PHASES, 0.0)
+        self.spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
     def phase(self, name: str):
@@ -140,8 +141,8 @@ class RunLog:
     the evaluation of that step.
     """
 
-    def __init__(self, workdir: Path, step: int, evaluates: bool = False):
-        self.file = self.board = None
+    def __init__(self, workdir: Path, step: int, evaluates: bool = False, wandb: str = ""):
+        self.file = self.board = self.wandb = None
         if not is_primary():
             return
         workdir.mkdir(parents=True, exist_ok=True)
@@ -154,15 +155,18 @@ class RunLog:
         partial.replace(path)
         self.file = path.open("a", encoding="utf-8")
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self.wandb = WandbBoard(wandb, workdir) if wandb else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if self.file is None or self.board is None:
             return
         self.file.write(json.dumps({"step": step, "kind": kind} | dict(values)) + "\n")
         self.file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        scalars = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.add_scalars(scalars, step)
 
     def sync(self) -> None:
         """Brings the lines to the disk, ahead of a checkpoint that takes them as written."""
@@ -172,9 +176,11 @@ class RunLog:
     def image(self, name: str, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
         if self.board is not None:
             self.board.add_image(name, image, step, dataformats="HWC")
+        if self.wandb is not None:
+            self.wandb.add_image(name, image, step)
 
     def close(self) -> None:
-        for each in (self.file, self.board):
+        for each in (self.file, self.board, self.wandb):
             if each is not None:
                 each.close()
 

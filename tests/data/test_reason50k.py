@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from rb_jax.data.reason50k import MAX_LINE_BYTES, Reason50K, read_manifest, write_dataset
+from rb_jax.data.manifests import MAX_LINE_BYTES
+from rb_jax.data.reason50k import Reason50K, read_manifest, write_dataset
 from rb_jax.errors import InputError
 from tests.data.fakes import SIZE, FakeWorld
 
