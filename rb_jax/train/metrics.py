@@ -33,6 +33,14 @@ PEAK_TFLOPS = {
 LAST = ("learning_rate", "skipped")
 
 
+# Metrics of how fast a run went; all others are the same in every run of a configuration.
+TIMINGS = ("steps_per_second", "mfu", "input_wait", "goodput")
+
+
+def is_timing(name: str) -> bool:
+    return name.split("/")[0] in TIMINGS
+
+
 class Window:
     """Means of each metric since the last log line; values that are not finite are left out.
 

@@ -5,19 +5,20 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rb_jax.config import ConfigError, ProfileConfig
 from rb_jax.errors import InputError
 from rb_jax.train import loop, stored
-from rb_jax.train.metrics import read_lines
+from rb_jax.train.metrics import is_timing, read_lines
 from rb_jax.train.weights import load_weights
 from tests.train import fake
-
-TIMES = ("steps_per_second", "mfu", "input_wait")
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def final_hash(workdir, step):
 
 def rows(workdir):
     found = [row for row in read_lines(workdir) if row["kind"] != "start"]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in found]
+    return [{k: v for k, v in row.items() if not is_timing(k)} for row in found]
 
 
 def stop_at(step, number, monkeypatch):
@@ -118,6 +119,63 @@ def test_outputs(tmp_path, capsys):
     assert "step 4/6  loss 0." in lines and "compiled the step in" in lines
     train_rows = [row for row in read_lines(tmp_path) if row["kind"] == "train"]
     assert all(row["steps_per_second"] > 0 and 0 <= row["input_wait"] <= 1 for row in train_rows)
+    spent = {k: v for k, v in train_rows[-1].items() if k.startswith("goodput/")}
+    assert len(spent) == 5 and min(spent.values()) > 0
+    shares = [row["goodput"] for row in train_rows]
+    assert shares[-1] == pytest.approx(spent["goodput/step_seconds"] / sum(spent.values()))
+
+
+def test_goodput_counts_earlier_starts_too(tmp_path, monkeypatch):
+    config = fake.config(steps=7, log_every=2)
+    with monkeypatch.context() as patch:
+        stop_at(4, signal.SIGTERM, patch)
+        assert loop.train(config, tmp_path) == 75
+    before = [row for row in read_lines(tmp_path) if row["kind"] == "train"][-1]
+    assert loop.train(config, tmp_path) == 0
+    after = [row for row in read_lines(tmp_path) if row["kind"] == "train"][-1]
+    for phase in ("compile", "input", "checkpoint"):
+        assert after[f"goodput/{phase}_seconds"] > before[f"goodput/{phase}_seconds"]
+
+
+def test_traces_the_steps_that_are_asked_for(tmp_path):
+    config = dataclasses.replace(fake.config(), profile=ProfileConfig("2:4"))
+    assert loop.train(config, tmp_path) == 0
+    (trace,) = (tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
+    late = dataclasses.replace(config, profile=ProfileConfig("6:9"))  # ends with the run
+    shutil.rmtree(tmp_path)
+    assert loop.train(late, tmp_path) == 0
+    assert len(list((tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb"))) == 1
+
+
+@pytest.mark.parametrize("steps", ["5", "7:7", "0:3", "a:b", "3:"])
+def test_a_range_of_steps_to_trace_is_checked(steps):
+    with pytest.raises(ConfigError, match="profile.steps"):
+        dataclasses.replace(fake.config(), profile=ProfileConfig(steps))
+
+
+def test_logs_go_to_weights_and_biases_too(tmp_path, monkeypatch):
+    logged, ended = {}, []
+
+    class Run:
+        def log(self, values, step):
+            logged.setdefault(step, {}).update(values)
+
+        def finish(self):
+            ended.append(True)
+
+    wandb = types.SimpleNamespace(init=lambda **_: Run(), Image=lambda image: image.shape)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    assert loop.train(fake.config(wandb="rope"), tmp_path) == 0
+    assert ended == [True]
+    assert logged[4]["train/loss"] == read_lines(tmp_path)[2]["loss"]
+    assert logged[4]["edits"][-1] == 3 and "val/loss" in logged[4]
+
+
+def test_weights_and_biases_must_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="pip install wandb"):
+        loop.train(fake.config(wandb="rope"), tmp_path)
 
 
 @pytest.mark.parametrize("task", ["edit", "mmdit"])
