@@ -341,7 +341,7 @@ def test_reason50k(tmp_path):
     for side, start in (("src", 0), ("tgt", 50)):
         for n in range(3):
             put(tmp_path / f"in/images/{side}/{n:06d}.png", picture(start + n))
-    lines = [
+    lines: list[dict] = [
         {"id": f"{n}", "category": "story", "src_image": f"images/src/{n:06d}.png",
          "tgt_image": f"images/tgt/{n:06d}.png", "instruction": "What if the rope were cut?"}
         for n in range(3)
