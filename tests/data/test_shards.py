@@ -119,6 +119,7 @@ for name in names:
         except InputError as error:
             print(name, index, "InputError", error, flush=True)
         try:
+            records = Records(f"{folder}/{name}", "train")
             print(name, "all", [r.id for r in records.__getitems__(range(11))], flush=True)
         except InputError as error:
             print(name, "all", "InputError", error, flush=True)
