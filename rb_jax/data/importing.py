@@ -158,7 +158,9 @@ def _finished(work: Work) -> bool:
                 raise InputError(
                     f"{out}: holds {work.split!r} of another source, or with other options; {other}"
                 )
-            return _clean(work)
+            if work.folder.exists():  # killed after the manifest was written
+                _seal(work)
+            return True
     if work.folder in begun and begun[work.folder]["fingerprint"] != work.fingerprint:
         raise InputError(
             f"{out}: an import of {work.split!r} from another source, from one that has "
@@ -175,9 +177,10 @@ def _read_plan(path: Path) -> dict[str, str]:
         raise InputError(f"{path.parent}: damaged; delete it") from None
 
 
-def _clean(work: Work) -> bool:
+def _seal(work: Work) -> None:
+    """What is left to do once a manifest is there."""
+    shards.write_tfds_info(work.out, aside=work.folder)
     shutil.rmtree(work.folder, ignore_errors=True)
-    return True
 
 
 def _make_units(work: Work, index: int, count: int, progress: bool) -> None:
@@ -241,10 +244,9 @@ def _check_budget(work: Work, rejects: Sequence[Any]) -> None:
 
 def _write_rejects(work: Work, rejects: Sequence[Any]) -> Path:
     path = work.out / f"{work.split}.rejects.jsonl"
-    rows = (
-        json.dumps(dict(zip(Reject._fields, r, strict=True)), ensure_ascii=True) for r in rejects
-    )
-    write_text(path, "".join(f"{row}\n" for row in rows))
+    named = (dict(zip(Reject._fields, reject, strict=True)) for reject in rejects)
+    content = "".join(f"{json.dumps(reject)}\n" for reject in named)
+    write_text(path, content, aside=work.folder)
     return path
 
 
@@ -270,7 +272,7 @@ def _publish(work: Work) -> Manifest | None:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if manifest_path(work.out, work.split).exists():
-            _clean(work)
+            _seal(work)
             return shards.read_manifest(work.out, work.split)
         reports = _reports(work)
         if len(reports) < len(work.units):
@@ -283,11 +285,9 @@ def _publish(work: Work) -> Manifest | None:
             raise InputError(f"{work.root}: none of the {work.total} items is an edit to keep")
         named = _name_shards(work, made)
         _write_rejects(work, rejects)
-        write_text(manifest_path(work.out, work.split), to_json(_describe(work, reports, named)))
-        shards.write_tfds_info(work.out)
-        for leftover in work.out.glob(".*.partial"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
-        _clean(work)
+        described = to_json(_describe(work, reports, named))
+        write_text(manifest_path(work.out, work.split), described, aside=work.folder)
+        _seal(work)
     return shards.read_manifest(work.out, work.split)
 
 

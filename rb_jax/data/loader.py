@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import grain
@@ -90,7 +90,7 @@ def _with_targets(source: RecordSource) -> RecordSource:
     return source
 
 
-def take(source: Source, numbers: Iterable[int]) -> Sequence[EditExample]:
+def take(source: Source, numbers: Int[np.ndarray, " B"] | range) -> Sequence[EditExample]:
     """The examples with these numbers, read together where the source can."""
     if isinstance(source, RecordSource):
         return source.__getitems__([int(number) for number in numbers])

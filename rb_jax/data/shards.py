@@ -192,9 +192,12 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(path: Path, content: str) -> None:
-    """Writes a small file, whole or not at all, and flushes it to the disk."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+def write_text(path: Path, content: str, aside: Path | None = None) -> None:
+    """Writes a small file, whole or not at all, and flushes it to the disk.
+
+    It is written in the folder ``aside`` of the same disk first, which may then be swept.
+    """
+    partial = (aside or path.parent) / f".{uuid.uuid4().hex}.partial"
     try:
         partial.write_text(content, encoding="utf-8", newline="\n")
         _flush(partial)
@@ -207,7 +210,7 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
-def write_tfds_info(folder: Path) -> None:
+def write_tfds_info(folder: Path, aside: Path) -> None:
     """What ``tfds.builder_from_directory(folder)`` reads, for all splits that have a manifest."""
     manifests = [read_manifest(folder, split) for split in splits_in(folder)]
     splits = [
@@ -226,8 +229,8 @@ def write_tfds_info(folder: Path) -> None:
         "splits": splits,
         "version": TFDS_VERSION,
     }
-    write_text(folder / "dataset_info.json", to_json(info))
-    write_text(folder / "features.json", to_json(_tfds_features()))
+    write_text(folder / "dataset_info.json", to_json(info), aside)
+    write_text(folder / "features.json", to_json(_tfds_features()), aside)
 
 
 def _tfds_features() -> dict[str, Any]:

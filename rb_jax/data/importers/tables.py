@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rb_jax.errors import InputError
 # Rows decoded at a time, and the bytes of a file read at a time for each column.
 BATCH_ROWS = 4
 BUFFER_BYTES = 2**20
+SPOOL_BYTES = 2**25
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-zA-Z]+)?")
 
 Columns = Mapping[str, Sequence[str]]  # our name -> the names that data sets give it
@@ -122,33 +125,86 @@ def table_pieces(root: Path, paths: Sequence[Path], names: Columns, required: Se
 def table_rows(root: Path, piece: Piece, names: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number, {our name: value or None}) of a row group; ``key`` is FILE-ROW.
 
-    A row group may have any size: a page of each column and BATCH_ROWS rows are in memory.
+    BATCH_ROWS rows and a page of each column are in memory. Many writers make one page of a whole
+    row group, so large columns of pictures go through a temporary file, one after the other.
     """
     path = root / piece.file
     table = open_table(path)
     columns = table.schema_arrow.names
-    chosen = {
-        field: next((n for n in known if n in columns), None) for field, known in names.items()
-    }
-    wanted = [name for name in chosen.values() if name is not None]
-    number = piece.start
+    chosen = {f: next((n for n in known if n in columns), None) for f, known in names.items()}
+    with contextlib.closing(table), contextlib.ExitStack() as stack:
+        spools = {
+            name: stack.enter_context(_Spool(table, piece.mark, name, path))
+            for name in chosen.values()
+            if name is not None and _is_large(table, piece.mark, name)
+        }
+        wanted = [name for name in chosen.values() if name is not None and name not in spools]
+        for index, row in enumerate(_read(table, piece.mark, wanted, path)):
+            row |= {name: spool[index] for name, spool in spools.items()}
+            values = {field: None if name is None else row[name] for field, name in chosen.items()}
+            number = piece.start + index
+            yield number, values | {"key": f"{path.stem}-{number}"}
+
+
+def _is_large(table: Any, group: int, name: str) -> bool:
+    """Whether a column holds pictures, and many of them."""
+    import pyarrow as pa
+
+    kind = table.schema_arrow.field(name).type
+    if not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        return False
+    found = table.metadata.row_group(group)
+    parts = (found.column(number) for number in range(found.num_columns))
+    mine = (part for part in parts if part.path_in_schema.partition(".")[0] == name)
+    return sum(part.total_uncompressed_size for part in mine) > SPOOL_BYTES
+
+
+def _read(table: Any, group: int, columns: list[str], path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a row group, these columns; InputError where it is damaged."""
+    count = table.metadata.row_group(group).num_rows
+    number = 0
     try:
         batches = table.iter_batches(
-            batch_size=BATCH_ROWS, row_groups=[piece.mark], columns=wanted, use_threads=False
+            batch_size=BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False
         )
         for batch in batches:
             for row in batch.to_pylist():
-                values = {f: None if n is None else row[n] for f, n in chosen.items()}
-                yield number, values | {"key": f"{path.stem}-{number}"}
+                yield row
                 number += 1
-    except (GeneratorExit, InputError):
-        raise
     except Exception as error:
-        raise _broken(path, error, f"after row {number - 1}, ") from None
-    finally:
-        table.close()
-    if number != piece.start + piece.count:
-        raise InputError(f"{path}: row group {piece.mark} has {number - piece.start} rows")
+        raise _broken(path, error, f"row group {group}, after {number} of {count} rows: ") from None
+    if number != count:
+        raise InputError(f"{path}: row group {group} has {number} rows instead of {count}")
+
+
+class _Spool:
+    """A column in a temporary file, read back a cell at a time."""
+
+    def __init__(self, table: Any, group: int, name: str, path: Path):
+        self._file = tempfile.TemporaryFile(prefix="rb_jax-")  # noqa: SIM115
+        self._cells: list[tuple[int, int, Any]] = []  # offset, length, the cell without its bytes
+        try:
+            for row in _read(table, group, [name], path):
+                cell = row[name]
+                data = cell.get("bytes") if isinstance(cell, dict) else cell
+                rest = cell | {"bytes": None} if isinstance(cell, dict) else None
+                self._cells.append((self._file.tell(), -1 if data is None else len(data), rest))
+                self._file.write(data or b"")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getitem__(self, index: int) -> Any:
+        offset, length, rest = self._cells[index]
+        self._file.seek(offset)
+        data = None if length < 0 else self._file.read(length)
+        return data if rest is None else rest | {"bytes": data}
 
 
 def picture_cell(row: Mapping[str, Any], key: str, files: Files) -> bytes | None:
