@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def start(config: Path, workdir: Path, devices: int = 1, flags: Sequence[str] = 
         command = ["train", f"--config={config}", f"--workdir={workdir}", *flags]
         sys.argv = ["rb-jax", *command]
         code = entry.main()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

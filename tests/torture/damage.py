@@ -62,8 +62,8 @@ def full_disks(peace: Peace, folder: Path, count: int) -> dict:
     others = _size(peace.workdir) - _size(place)
     failed, wrong = 0, []
     for i in range(count):
-        # From little more than the first checkpoint to nearly all that a run needs at a time.
-        size = int(1.15 * one + 0.1 * others + i / count * (2 * one + others))
+        # From little more than the first checkpoint to all that a run needs at a time.
+        size = int(2 * one + others / 4 + i / count * (2 * one + others))
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], check=True)
         moved = folder / f"room_{i}"
         try:
