@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from rb_jax.config import check_key, from_config_dict
@@ -68,6 +68,7 @@ def _train(argv: Sequence[str], signals: Signals) -> int:
     # First of all: JAX must not have looked for devices yet.
     places = (values.coordinator_address, values.num_processes, values.process_id)
     distributed.start(os.environ, *places)
+    logging.set_verbosity(logging.FATAL)  # Orbax prints pages about an error that it also raises
     from rb_jax.train.loop import train as run
 
     return run(from_config_dict(values.config), values.workdir, signals)

@@ -82,7 +82,7 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             self._writer.save(partial / STATE, args=ocp.args.PyTreeSave(arrays))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a full disk shows as whatever broke first
             self._commit.set_exception(self._not_written(step, error))
             return
         self.last = step
@@ -159,11 +159,12 @@ class Checkpoints:
 
     def _finish(self, commit: Future, step: int, finite: jax.Array, text: str) -> None:
         """The background thread: all files to the disk, then the name that makes them count."""
+        failure = None
         try:
             self._writer.wait_until_finished()
             if not bool(finite):
-                raise RunError(EXIT_DIVERGED, f"the state of step {step} is not finite, and "
-                               f"not saved; {self._left()}")  # fmt: skip
+                text = f"the state of step {step} is not finite, and not saved; {self._left()}"
+                raise RunError(EXIT_DIVERGED, text)
             if is_primary():
                 partial = self.folder / f"{step}{SAVING}"
                 (partial / METADATA).write_text(text, encoding="utf-8")
@@ -171,14 +172,16 @@ class Checkpoints:
                 partial.rename(self.folder / str(step))
                 manifest.sync_folder(self.folder)
                 self._prune()
-            commit.set_result(None)
         except RunError as error:
-            commit.set_exception(error)
-        except BaseException as error:  # it is raised in the loop
-            commit.set_exception(self._not_written(step, error))
-        finally:
-            if is_primary():
-                shutil.rmtree(self.folder / f"{step}{SAVING}", ignore_errors=True)
+            failure = error
+        except BaseException as error:
+            failure = self._not_written(step, error)
+        if failure is None:
+            commit.set_result(None)
+            return
+        if is_primary():
+            shutil.rmtree(self.folder / f"{step}{SAVING}", ignore_errors=True)
+        commit.set_exception(failure)
 
     def _prune(self) -> None:
         there = self.steps()
@@ -300,7 +303,7 @@ def unreadable(folder: Path, error: Exception) -> InputError:
 
 def first_line(error: BaseException) -> str:
     text = str(error).strip().split("\n")[0]
-    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
+    return text if len(text) <= 200 else f"{text[:60]} ... {text[-140:]}"
 
 
 def _check_arrays(folder: Path, expected: dict[str, Any]) -> None:

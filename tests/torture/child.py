@@ -1,0 +1,159 @@
+"""Trainings of the fake model as child processes, started in the time of a fork.
+
+The parent has imported everything but let JAX start nothing, so that its children may choose their
+own number of devices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rb_jax import entry
+from rb_jax.data import loader
+from rb_jax.train import feed, loop, state
+from rb_jax.train.metrics import read_lines
+from rb_jax.train.stored import load_arrays, state_hash
+
+__all__ = ["loader", "loop"]  # imported for the children
+MODELS = {"edit": ("tests.train.fake", "FakeBrain")}
+TIMES = ("steps_per_second", "mfu", "input_wait")
+CONFIG = """
+from rb_jax.config import to_config_dict
+from tests.train import fake
+
+def get_config():
+    return to_config_dict(fake.config({values}))
+"""
+
+
+def write_config(folder: Path, **values) -> Path:
+    """A configuration file of the fake model with these values of config.train."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(values=", ".join(f"{k}={v!r}" for k, v in values.items())))
+    return path
+
+
+def start(config: Path, workdir: Path, devices: int = 1, flags: Sequence[str] = ()) -> int:
+    """Forks a training; its process id. What it says goes to ``workdir``.log."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        log = os.open(f"{workdir}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        jax.config.update("jax_platforms", "cpu")
+        os.environ["XLA_FLAGS"] = (
+            "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+            f"--xla_force_host_platform_device_count={devices}"
+        )
+        state.MODELS = MODELS
+        record_samples(workdir)
+        command = ["train", f"--config={config}", f"--workdir={workdir}", *flags]
+        sys.argv = ["rb-jax", *command]
+        code = entry.main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def start_two(config: Path, workdir: Path, devices: int, flags: Sequence[str] = ()) -> list[int]:
+    """Two processes that train together, with ``devices`` each."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        address = f"localhost:{server.getsockname()[1]}"
+    joined = [f"--coordinator_address={address}", "--num_processes=2", *flags]
+    return [start(config, workdir, devices, [*joined, f"--process_id={i}"]) for i in range(2)]
+
+
+def finish(pid: int, seconds: float = 300) -> int:
+    """Waits for a child; its exit status, negative for a signal. TimeoutError after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    kill(pid)
+    raise TimeoutError(f"still running after {seconds} s")
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def run(config: Path, workdir: Path, devices: int = 1, flags: Sequence[str] = ()) -> None:
+    """A training to its end; RuntimeError when it does not get there."""
+    code = finish(start(config, workdir, devices, flags))
+    if code:
+        raise RuntimeError(f"exit status {code}: {Path(f'{workdir}.log').read_text()[-2000:]}")
+
+
+def curve(workdir: Path) -> list[dict]:
+    """The rows of the log, without starts and without what depends on time."""
+    rows = [row for row in read_lines(workdir) if row["kind"] != "start"]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def final_hash(workdir: Path) -> str:
+    """Of the newest checkpoint's state; in a process of its own, since this one forks."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            jax.config.update("jax_platforms", "cpu")
+            os.write(write, state_hash(load_arrays(workdir)).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    return text or "unreadable"
+
+
+def record_samples(workdir: Path) -> None:
+    """Lets the child note which example every row of every batch was, in files beside its log."""
+    original = feed.train_batches
+
+    def train_batches(config, folder, graphdef, state, mesh):
+        rows = feed.process_rows(mesh, config.train.batch_size)
+        batches = original(config, folder, graphdef, state, mesh)
+        with open(f"{workdir}.samples.{os.getpid()}", "a") as file:
+            for step, batch in enumerate(batches, int(state.step) + 1):
+                for row, pixels in zip(rows, np.asarray(batch.source), strict=True):
+                    digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
+                    file.write(json.dumps([step, int(row), digest]) + "\n")
+                file.flush()
+                yield batch
+
+    feed.train_batches = train_batches
+
+
+def samples(workdir: Path) -> dict[tuple[int, int], set[str]]:
+    """(step, row) -> the examples that were there, over all starts: one, if all is well."""
+    found: dict[tuple[int, int], set[str]] = {}
+    for path in workdir.parent.glob(f"{workdir.name}.samples.*"):
+        for line in path.read_text().splitlines():
+            try:
+                step, row, digest = json.loads(line)
+            except ValueError:
+                continue  # cut short by a kill
+            found.setdefault((step, row), set()).add(digest)
+    return found

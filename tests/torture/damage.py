@@ -1,0 +1,91 @@
+"""Checkpoints with flipped bits, cut and deleted files; disks that fill up while one is written."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+from rb_jax.train import checkpoint, manifest
+from rb_jax.train.exits import EXIT_IO
+from tests.torture import child
+from tests.torture.stops import Peace
+
+EXIT_BAD_INPUT = 2  # also of the weights that do not fit at the end
+
+
+def damage(peace: Peace, flips: int, cuts: int, seed: int) -> dict:
+    """Each in place, looked at and undone; a silent one is damage that nothing was said about."""
+    draw = random.Random(seed)
+    folder = peace.workdir / "checkpoints"
+    folder = folder / str(checkpoint.steps(folder)[-1])
+    if checkpoint.problems(folder):
+        raise RuntimeError(f"{folder} is damaged before anything was done to it")
+    names = [manifest.NAME, *manifest.files(folder)]
+    silent = []
+
+    def attempt(name: str, content: bytes | None, what: str) -> None:
+        path = folder / name
+        before = path.read_bytes()
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
+        if not checkpoint.problems(folder):
+            silent.append(f"{name}: {what}")
+        path.write_bytes(before)
+
+    for _ in range(flips):
+        name = draw.choice(names)
+        content = bytearray((folder / name).read_bytes())
+        bit = draw.randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+        attempt(name, bytes(content), f"bit {bit}")
+    for _ in range(cuts):
+        name = draw.choice(names)
+        content = (folder / name).read_bytes()
+        size = draw.randrange(len(content))
+        attempt(name, content[:size], f"cut to {size}")
+    for name in names:
+        attempt(name, None, "deleted")
+    return {"bit flips": flips, "truncations": cuts, "deleted files": len(names), "wrong": silent}
+
+
+def full_disks(peace: Peace, folder: Path, count: int) -> dict:
+    """Trains on ``count`` small disks, then goes on with what was saved where there is room."""
+    mount = folder / "disk"
+    mount.mkdir(parents=True)
+    place = peace.workdir / "checkpoints"
+    one = _size(place / str(checkpoint.steps(place)[-1]))
+    others = _size(peace.workdir) - _size(place)
+    failed, wrong = 0, []
+    for i in range(count):
+        # From little more than the first checkpoint to all that a run needs at a time.
+        size = int(2 * one + others / 4 + i / count * (2 * one + others))
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], check=True)
+        moved = folder / f"room_{i}"
+        try:
+            code = child.finish(child.start(peace.config, mount / "run"))
+            log = (mount / "run.log").read_text()
+            shutil.copytree(mount / "run", moved)
+        finally:
+            subprocess.run(["umount", "-l", mount], check=True)
+        failed += code == EXIT_IO
+        if code not in (0, EXIT_BAD_INPUT, EXIT_IO) or "rb-jax: " not in log and code:
+            wrong.append(f"{size} bytes: status {code}: {log[-300:]}")
+        good = checkpoint.steps(moved / "checkpoints")
+        if not good or any(checkpoint.problems(moved / "checkpoints" / str(s)) for s in good):
+            wrong.append(f"{size} bytes: no good checkpoint, {good}")
+            continue
+        child.run(peace.config, moved)
+        if child.final_hash(moved) != peace.hash:
+            wrong.append(f"{size} bytes: another final state")
+    return {"disks": count, "of them too small": failed, "wrong": wrong}
+
+
+def _size(folder: Path) -> int:
+    """Bytes on a disk of 4 KB blocks."""
+    files = [p for p in folder.rglob("*")]
+    return sum(4096 * -(-os.path.getsize(p) // 4096) if p.is_file() else 4096 for p in files)

@@ -1,0 +1,334 @@
+"""What ends a run, and what it leaves: failed saves, damage, values that are not finite, hangs."""
+
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rb_jax.errors import InputError
+from rb_jax.train import checkpoint, loop, manifest, stored
+from rb_jax.train.exits import EXIT_DIVERGED, EXIT_HUNG, EXIT_IO, EXIT_PREEMPTED, RunError
+from rb_jax.train.guard import Guard
+from rb_jax.train.optimizer import make_optimizer
+from rb_jax.train.state import init_state, replace
+from tests.train import fake
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch):
+    fake.use(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A configuration and a state of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        fake.use(patch)
+        config = fake.config()
+        return config, init_state(config, make_optimizer(config))
+
+
+def at(state, step):
+    return replace(state, step=jnp.int32(step))
+
+
+def save(folder, made, steps, **kept):
+    config, state = made
+    with checkpoint.open_checkpoints(folder, **kept) as manager:
+        for step in steps:
+            manager.save(at(state, step), config, {"step": step})
+    return folder / "checkpoints"
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def test_newest_and_permanent_checkpoints_stay(tmp_path, made):
+    folder = save(tmp_path, made, [2, 5, 10, 11, 13], keep=2, keep_every=5)
+    assert checkpoint.steps(folder) == [5, 10, 11, 13]
+    assert sorted(p.name for p in (folder / "13").iterdir()) == [
+        "manifest.sha256", "metadata.json", "state"]  # fmt: skip
+    lines = (folder / "13" / manifest.NAME).read_text().splitlines()
+    assert len(lines) == len(manifest.files(folder / "13"))
+
+
+def test_manifest_is_what_sha256sum_checks(tmp_path, made):
+    folder = save(tmp_path, made, [1]) / "1"
+    command = ["sha256sum", "--strict", "-c", manifest.NAME]
+    assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
+
+
+def test_any_change_of_a_file_is_seen(tmp_path, made):
+    folder = save(tmp_path, made, [1]) / "1"
+    assert checkpoint.problems(folder) == []
+    for name in [manifest.NAME, *manifest.files(folder)]:
+        before = (folder / name).read_bytes()
+        for content in (before[:-1], before + b"\n", before[1:], b""):
+            (folder / name).write_bytes(content)
+            assert checkpoint.problems(folder), (name, content[:9])
+        (folder / name).unlink()
+        assert checkpoint.problems(folder), name
+        (folder / name).write_bytes(before)
+    (folder / "more").touch()
+    assert checkpoint.problems(folder) == [f"more: not in {manifest.NAME}"]
+    (folder / "more").unlink()
+    folder = folder.rename(folder.with_name("7"))
+    assert checkpoint.problems(folder) == ["metadata.json: it is of step 1"]
+
+
+def test_falls_back_to_the_step_before_and_says_so(tmp_path, made, capsys):
+    folder = save(tmp_path, made, [3, 6, 9])
+    flip(folder / "9" / "metadata.json")
+    (folder / "6" / manifest.NAME).unlink()
+    with (
+        pytest.warns(UserWarning, match="9 is damaged: metadata.json: the SHA-256 is wrong"),
+        pytest.warns(UserWarning, match="6 is damaged"),
+    ):
+        assert stored.open_good(tmp_path) == folder / "3"
+    with pytest.raises(InputError, match="metadata.json: the SHA-256 is wrong"):
+        stored.load_arrays(folder / "9")
+    with checkpoint.open_checkpoints(tmp_path) as manager:
+        assert manager.newest_good() == 3
+        manager.save(at(made[1], 9), made[0], {})
+    said = capsys.readouterr().err
+    assert "checkpoints/9 is damaged: metadata.json: the SHA-256 is wrong" in said
+    assert "checkpoints/6 is damaged: manifest.sha256: missing" in said
+    assert "step 9 cannot be used: continuing from step 3 instead" in said
+    assert sorted(p.name for p in folder.iterdir()) == ["3", "6.damaged", "9", "9.damaged"]
+
+
+def test_nothing_good_is_an_error_and_no_fresh_start(tmp_path, made):
+    folder = save(tmp_path, made, [3, 6])
+    for step in ("3", "6"):
+        flip(folder / step / "state" / "_METADATA")
+    for _ in range(2):  # the second start meets the same
+        with pytest.raises(InputError, match="every checkpoint is damaged; bring one back"):
+            loop.train(made[0], tmp_path)
+        assert checkpoint.steps(folder) == [3, 6]
+    for step in ("3", "6"):
+        (folder / step).rename(folder / f"{step}.damaged")
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        loop.train(made[0], tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match="no checkpoint"):
+            stored.load_ema(tmp_path)
+
+
+def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path, made):
+    folder = save(tmp_path, made, [3])
+    for name in ("6.saving", "2.deleting", "notes", "5.damaged", "x.saving"):
+        (folder / name / "state").mkdir(parents=True)
+    with checkpoint.open_checkpoints(tmp_path) as manager:
+        assert manager.newest_good() == 3
+    assert sorted(p.name for p in folder.iterdir()) == ["3", "5.damaged", "notes", "x.saving"]
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, made):
+    config, state = made
+    folder = save(tmp_path, made, [3])
+    name = next(iter(state.ema))
+    broken = replace(at(state, 6), ema=state.ema | {name: state.ema[name].at[0].set(jnp.nan)})
+    manager = checkpoint.open_checkpoints(tmp_path)
+    manager.save(broken, config, {})
+    with pytest.raises(RunError, match="step 6 is not finite, and not saved.*of step 3") as error:
+        manager.wait()
+    assert error.value.status == EXIT_DIVERGED and manager.failed()
+    assert [p.name for p in folder.iterdir()] == ["3"]
+
+
+def test_a_failed_save_ends_the_run_within_a_step(tmp_path, monkeypatch):
+    """The folder cannot take the checkpoint of step 4 once its write has begun."""
+    original, failed, seen = manifest.write, [], []
+
+    def write(folder):
+        if folder.name == "4.saving":
+            failed.append(True)
+            raise OSError(28, "No space left on device")
+        original(folder)
+
+    def next_batch(run, batches, original=loop.next_batch):
+        if failed and run.manager.failed():
+            seen.append(run.manager.failed())
+        time.sleep(0.05)
+        return original(run, batches)
+
+    monkeypatch.setattr(manifest, "write", write)
+    monkeypatch.setattr(loop, "next_batch", next_batch)
+    config = fake.config(steps=90, checkpoint_every=2, eval_every=100, keep_checkpoints=2)
+    with pytest.raises(
+        RunError, match="of step 4 could not be .*No space left.*of step 2"
+    ) as error:
+        loop.train(config, tmp_path)
+    assert error.value.status == EXIT_IO
+    assert len(seen) <= 2  # the step in which it happened, and the next
+    folder = tmp_path / "checkpoints"
+    assert checkpoint.steps(folder) == [2] and checkpoint.problems(folder / "2") == []
+
+
+def test_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
+    def loss(self, batch, rng, rows=None):
+        error = jnp.mean(self.predict(batch) ** 2)
+        return jnp.where(error >= 0, jnp.nan, error), {"loss_flow": error}
+
+    monkeypatch.setattr(fake.FakeBrain, "loss", loss)
+    config = fake.config(steps=20, checkpoint_every=2, max_skipped=5, eval_every=50)
+    for first in (0, 4):  # the count goes on where the checkpoint left it
+        with pytest.raises(RunError, match="of 5 steps in a row was not finite") as error:
+            loop.train(config, tmp_path)
+        assert error.value.status == EXIT_DIVERGED
+        assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 4, first
+    arrays = stored.load_arrays(tmp_path)
+    assert all(np.isfinite(x).all() for x in arrays.values()) and arrays["skipped"] == 4
+
+
+def test_guard_counts_in_a_row_only():
+    guard = Guard(3)
+    for total in (1, 2, 2, 3, 4, 4):
+        guard.add({"skipped": total})
+    guard.add({"skipped": 5})
+    guard.add({"skipped": 6})
+    with pytest.raises(RunError, match="3 steps in a row"):
+        guard.add({"skipped": 7})
+    guard = Guard(0)
+    for total in range(1000):
+        guard.add({"skipped": total})
+
+
+def test_state_hash_sees_every_bit(made):
+    arrays = {name: np.asarray(x) for name, x in checkpoint.flat(made[1]).items()}
+    before = stored.state_hash(arrays)
+    assert before == stored.state_hash(dict(reversed(arrays.items())))
+    name = max(arrays, key=lambda n: arrays[n].size)
+    other = arrays[name].copy()
+    other.view(np.uint8).reshape(-1)[-1] ^= 1
+    others = [
+        arrays | {name: other},
+        arrays | {name: arrays[name].reshape(-1)},
+        arrays | {name: arrays[name].view(np.int32)},
+        {f"{n}x" if n == name else n: x for n, x in arrays.items()},
+    ]
+    assert len({before, *map(stored.state_hash, others)}) == 5
+
+
+def child(code, **options):
+    """Starts Python on ``code``, its stderr in a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, stderr=subprocess.PIPE, **options
+    )
+
+
+WATCHED = """
+import time
+from rb_jax.train.watchdog import Watchdog
+dog = Watchdog({seconds})
+dog.allow("step 7")
+time.sleep(0.1)
+dog.allow("step 8", 2)
+dog.off() if {off} else None
+time.sleep({sleep})
+"""
+
+
+def test_watchdog_ends_what_is_stuck_and_nothing_else():
+    stuck = child(WATCHED.format(seconds=0.5, off=False, sleep=60))
+    quiet = [child(WATCHED.format(seconds=s, off=o, sleep=3)) for s, o in ((0, 0), (0.5, 1))]
+    said = stuck.communicate(timeout=50)[1]
+    assert stuck.returncode == EXIT_HUNG
+    assert "step 8 took longer than 1 s (config.train.step_timeout)" in said.splitlines()[-1]
+    assert 'File "<string>", line 9' in said  # where it was stuck
+    assert [p.communicate(timeout=50)[1] for p in quiet] == ["", ""]
+    assert [p.returncode for p in quiet] == [0, 0]
+
+
+BUSY = """
+import hashlib, sys, time
+from rb_jax.train.exits import installed
+with installed() as signals:
+    if {held}:
+        signals.hold()
+    print("ready", file=sys.stderr, flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", {busy})  # for long inside C, as a compiler is
+    while not signals.received:
+        time.sleep(0.01)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("held", "sent", "status"),
+    [
+        (False, [signal.SIGTERM], EXIT_PREEMPTED),
+        (False, [signal.SIGINT], 130),
+        (True, [signal.SIGTERM], 7),
+        (True, [signal.SIGINT, signal.SIGTERM], EXIT_PREEMPTED),
+    ],
+)
+def test_signals(held, sent, status):
+    """Before there is anything to lose they end the process; then the loop does, or the second."""
+    process = child(BUSY.format(held=held, busy=1 if status == 7 else 10**8))
+    assert process.stderr is not None and process.stderr.readline() == "ready\n"
+    for number in sent:
+        process.send_signal(number)
+        time.sleep(0.3)
+    assert process.wait(50) == status
+    process.stderr.close()
+
+
+def test_stopped_before_anything_is_imported_says_so_by_its_status(tmp_path):
+    code = "import sys, time, rb_jax.entry as e; print('in', file=sys.stderr, flush=True); "
+    code += (
+        f"sys.argv = ['rb-jax', 'train', '--config={tmp_path}/slow.py', '--workdir=w']; e.main()"
+    )
+    (tmp_path / "slow.py").write_text("import time; time.sleep(60)")
+    process = child(code)
+    assert process.stderr is not None and process.stderr.readline() == "in\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(50) == EXIT_PREEMPTED
+    process.stderr.close()
+    assert not Path("w").exists()
+
+
+def test_files_that_may_not_grow_leave_the_last_checkpoint(tmp_path):
+    """As a full disk: no file of a checkpoint may have more than a few bytes after the first."""
+    config = fake.config(steps=9, checkpoint_every=2, eval_examples=0)
+    code = f"""
+import resource, signal, sys
+import jax
+jax.config.update("jax_platforms", "cpu")
+from rb_jax.train import checkpoint, loop, state
+from rb_jax.train.exits import RunError
+from tests.train import fake
+state.MODELS = {{"edit": ("tests.train.fake", "FakeBrain")}}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+original = loop.save
+def save(run, state):
+    original(run, state)
+    if int(state.step) == 2:
+        run.manager.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+loop.save = save
+try:
+    loop.train(fake.config(steps=9, checkpoint_every=2, eval_examples=0), {str(tmp_path)!r})
+except RunError as error:
+    print(f"status {{error.status}}: {{error}}", file=sys.stderr)
+"""
+    process = child(code)
+    said = process.communicate(timeout=120)[1]
+    assert f"status {EXIT_IO}: the checkpoint of step 4 could not be written" in said, said
+    assert "the last good one is of step 2" in said
+    folder = tmp_path / "checkpoints"
+    assert checkpoint.steps(folder) == [2] and checkpoint.problems(folder / "2") == []
+    assert loop.train(config, tmp_path) == 0
