@@ -186,6 +186,39 @@ def data_import(argv: Sequence[str]) -> int:
     return 0
 
 
+def data_cache(argv: Sequence[str]) -> int:
+    values = _flags(argv, "data cache")
+    integer = flags.DEFINE_integer
+    _string(
+        values, "data", None, "Folder of records (rb-jax data import) or in Reason50K's layout."
+    )
+    _string(values, "checkpoint", None, "Weights folder or workdir of the whole model.")
+    _string(values, "out", None, "Folder for the features; other splits in it stay.")
+    _string(values, "split", "train", "Split to encode.")
+    integer("batch_size", 16, "Examples encoded together.", flag_values=values)
+    integer("shard_examples", 256, "Examples a shard.", flag_values=values)
+    integer("process_index", 0, "Which of several processes this is, from 0.", flag_values=values)
+    integer("process_count", 1, "How many processes share the work.", flag_values=values)
+    _parse(values, argv, required=("data", "checkpoint", "out"))
+    from rb_jax.encoders.cache import cache_features
+
+    made = cache_features(
+        values.data, values.checkpoint, values.out, values.split,
+        batch_size=values.batch_size, shard_examples=values.shard_examples,
+        process_index=values.process_index, process_count=values.process_count,
+    )  # fmt: skip
+    if made is None:
+        print(f"{values.out}: this process is done; other processes are not")
+        return 0
+    size = sum(shard.bytes for shard in made.shards)
+    print(
+        f"{values.out}: features of {made.examples} examples of {made.split} in "
+        f"{len(made.shards)} shards, {size / 1e9:.2f} GB; train from them with "
+        f"--config.data.name=cache --config.data.inputs=features --config.data.path={values.out}"
+    )
+    return 0
+
+
 def import_(argv: Sequence[str]) -> int:
     values = _flags(argv, "import")
     families = ["flux", "flux_vae", "clip", "llava", "sam", "reasonbrain"]
@@ -304,7 +337,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "parity": parity,
     "plan": plan,
 }
-DATA = {"reasonworld": data_reasonworld, "import": data_import}
+DATA = {"reasonworld": data_reasonworld, "import": data_import, "cache": data_cache}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

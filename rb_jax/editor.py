@@ -19,7 +19,7 @@ from rb_jax.config import Config
 from rb_jax.data.images import Picture, as_pixels, to_source_size, to_square
 from rb_jax.data.loader import Collator
 from rb_jax.data.schema import EditExample
-from rb_jax.encoders.sam.automatic import automatic_masks, regions
+from rb_jax.encoders.sam.automatic import with_regions
 from rb_jax.encoders.vae import to_float, to_uint8
 from rb_jax.errors import InputError
 from rb_jax.train.state import Params, cast_params, definition, merge
@@ -114,7 +114,9 @@ class Editor:
         for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
             if not 0 <= value <= 100:
                 raise InputError(f"{name} must be between 0 and 100, got {value}")
-        examples = [self._with_regions(example) for example in examples]
+        if self.config.model.regions.encoder == "sam":
+            sam, collate = merge(self._graphdef, self._params).sam, self.collate
+            examples = [with_regions(sam, e, collate.grid, collate.max_regions) for e in examples]
         batch = dataclasses.replace(self.collate(examples), target=None)
         batch = jax.tree.map(jnp.asarray, batch)
         return np.asarray(
@@ -123,14 +125,6 @@ class Editor:
                 steps=steps, true_cfg=float(true_cfg),
             )
         )  # fmt: skip
-
-    def _with_regions(self, example: EditExample) -> EditExample:
-        """The example with SAM's automatic masks as its regions, where the model has SAM."""
-        if self.config.model.regions.encoder != "sam" or example.regions is not None:
-            return example
-        found = automatic_masks(merge(self._graphdef, self._params).sam, example.source)
-        masks = regions(found.masks, self.collate.grid, self.collate.max_regions)
-        return dataclasses.replace(example, regions=masks)
 
     def reconstruct(self, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
         """Pictures through the autoencoder and back: the best any edit can look."""

@@ -102,6 +102,10 @@ class Features:
     source_latent: Float[Array, "B H W C_z"]
 
 
+# The stages of the model that ``Features`` and latents come from.
+ENCODERS = ("vision", "text", "regions", "sam", "autoencoder")
+
+
 @record
 class FeatureBatch:
     """A batch whose encoders ran ahead of time (config.data.inputs = "features")."""

@@ -213,14 +213,14 @@ class FlowConfig:
 @dataclass(frozen=True)
 class DataConfig:
     """``name`` is ``reasonworld``, ``folder`` (then ``path`` is in the Reason50K layout),
-    ``records`` (then ``path`` is what ``rb-jax data import`` wrote), or ``synthetic`` (noise of the
-    right shapes, to time a machine).
+    ``records`` (then ``path`` is what ``rb-jax data import`` wrote), ``cache`` (what ``rb-jax data
+    cache`` wrote), or ``synthetic`` (noise of the right shapes, to time a machine).
 
     ``inputs`` says what an example holds: pixels and tokens, or the frozen encoders' features,
     computed ahead of time; then the model has no encoders.
     """
 
-    name: Literal["reasonworld", "folder", "records", "synthetic"] = "reasonworld"
+    name: Literal["reasonworld", "folder", "records", "cache", "synthetic"] = "reasonworld"
     inputs: Literal["pixels", "features"] = "pixels"
     path: str = ""
     split: str = "train"

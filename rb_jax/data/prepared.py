@@ -153,7 +153,7 @@ def dataset_fingerprint(config: Config, split: str, encoder: str = "") -> str:
         "code": _code_hash(),
     }
     if config.data.name == "folder":
-        ingredients["folder"] = _folder_hash(config.data.path, split)
+        ingredients["folder"] = folder_hash(config.data.path, split)
     if config.data.name == "records":
         ingredients["records"] = dataclasses.asdict(shards.read_manifest(config.data.path, split))
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
@@ -176,7 +176,7 @@ def _code_hash() -> str:
     return digest.hexdigest()
 
 
-def _folder_hash(path: str, split: str) -> str:
+def folder_hash(path: str, split: str) -> str:
     """Hash of a manifest's records with the sizes and times of their files, which are not read."""
     digest = hashlib.sha256()
     for record in read_manifest(path, split):

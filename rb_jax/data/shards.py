@@ -127,9 +127,14 @@ def _check_manifest(manifest: Manifest, split: str) -> None:
 
 
 def write_shard(path: Path, unit: str, records: Iterable[EditRecord]) -> int:
+    """``write_records`` of edits. Equal records give equal bytes."""
+    return write_records(path, (encode(r, place(unit, n)) for n, r in enumerate(records)))
+
+
+def write_records(path: Path, records: Iterable[bytes]) -> int:
     """Writes records to a new file and flushes it to the disk; returns how many.
 
-    InputError if it cannot be written; then no file is left. Equal records give equal bytes.
+    InputError if it cannot be written; then no file is left, and none if there are no records.
     """
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     count = 0
@@ -137,8 +142,7 @@ def write_shard(path: Path, unit: str, records: Iterable[EditRecord]) -> int:
         with _writing(path):
             writer = array_record.ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         try:
-            for record in records:
-                data = encode(record, place(unit, count))
+            for data in records:
                 with _writing(path):
                     writer.write(data)
                 count += 1
@@ -161,7 +165,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # the second is array_record's
-        raise InputError(f"{path}: cannot be written ({_reason(error)})") from error
+        raise InputError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
 def count_records(path: Path) -> int:
@@ -174,12 +178,12 @@ def count_records(path: Path) -> int:
 
 def raw_records(path: Path, examples: int) -> Iterator[bytes]:
     """The records of a file as they are, one at a time; InputError if it has fewer."""
-    source = _open([(path, examples)])
+    source = open_files([(path, examples)])
     for number in range(examples):
         try:
             data = source[number]
         except Exception as error:  # array_record raises RuntimeError, IndexError, ValueError, ...
-            raise InputError(f"{path}: record {number}: {_reason(error)}") from None
+            raise InputError(f"{path}: record {number}: {reason_of(error)}") from None
         yield data
 
 
@@ -251,7 +255,7 @@ def _tfds_features() -> dict[str, Any]:
     }
 
 
-def _open(files: Sequence[tuple[Path, int]]) -> array_record_data_source.ArrayRecordDataSource:
+def open_files(files: Sequence[tuple[Path, int]]) -> array_record_data_source.ArrayRecordDataSource:
     """Files with so many records each; nothing is opened before it is read."""
     instructions: list[Any] = [_Instruction(str(path), 0, count, count) for path, count in files]
     return array_record_data_source.ArrayRecordDataSource(instructions)
@@ -278,9 +282,9 @@ class Records:
         self.folder = Path(folder)
         self.manifest = read_manifest(folder, split)
         for shard in self.manifest.shards:
-            _check_shard(self.folder / shard.file, shard, verify)
+            check_shard(self.folder / shard.file, shard, verify)
         self._starts = np.cumsum([0, *(s.examples for s in self.manifest.shards)])
-        self._data = _open([(self.folder / s.file, s.examples) for s in self.manifest.shards])
+        self._data = open_files([(self.folder / s.file, s.examples) for s in self.manifest.shards])
 
     def __len__(self) -> int:
         return self.manifest.examples
@@ -292,7 +296,7 @@ class Records:
         try:
             data = self._data[index]
         except Exception as error:  # array_record raises RuntimeError, IndexError, ValueError, ...
-            raise InputError(f"{where}: damaged file ({_reason(error)}); import again") from None
+            raise InputError(f"{where}: damaged file ({reason_of(error)}); import again") from None
         try:
             return decode(data, place(shard.unit, number))
         except InputError as error:
@@ -350,7 +354,7 @@ class RecordSource:
         return to_square(decode_image(picture, name), self._size)
 
 
-def _check_shard(path: Path, shard: Shard, verify: bool) -> None:
+def check_shard(path: Path, shard: Shard, verify: bool) -> None:
     try:
         size = path.stat().st_size if path.is_file() else None
         if size is None:
@@ -362,7 +366,7 @@ def _check_shard(path: Path, shard: Shard, verify: bool) -> None:
         if verify and file_hash(path) != shard.sha256:
             raise InputError(f"{path}: its SHA-256 is not the manifest's: damaged; import again")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise InputError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 def _flush(path: Path) -> None:
@@ -370,7 +374,7 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first = str(error).strip().splitlines()

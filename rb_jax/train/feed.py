@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
 from rb_jax.config import Config, ConfigError
 from rb_jax.data import loader, prepared, synthetic
+from rb_jax.data.features import FeatureCache, read_manifest, weights_hash
+from rb_jax.errors import InputError
 from rb_jax.sharding.mesh import process_rows
 from rb_jax.sharding.processes import primary_first, to_host
 from rb_jax.train import checkpoint
-from rb_jax.train.state import TrainState, merge
+from rb_jax.train.state import TrainState, merge_partial
+from rb_jax.train.weights import encoder_weights
 from rb_jax.types import AnyBatch
 
 
@@ -36,7 +38,9 @@ def train_batches(
     """
     step, data = int(state.step), config.data
     rows = process_rows(mesh, config.train.batch_size)
-    if not data.prepare or data.name == "synthetic":
+    if data.name == "cache":
+        check_encoders(config)
+    if not data.prepare or data.name in ("synthetic", "cache"):
         return streamed(config, data.split, step, rows)
     encode, name = None, ""
     if config.train.task == "edit":
@@ -52,7 +56,23 @@ def streamed(
     """These rows (default: all) of the batches of steps ``step`` and on, made on the fly."""
     if config.data.name == "synthetic":
         return synthetic.batches(config, rows)
+    if config.data.name == "cache":
+        cache = FeatureCache(config.data.path, split)
+        cache.check(config)
+        data, threads = config.data, config.data.workers or 2
+        return cache.batches(config.train.batch_size, data.seed, step, rows, threads)
     return loader.batches(config, split, step, rows)
+
+
+def check_encoders(config: Config) -> None:
+    """InputError when the cache's features come from other encoders than train.init_from has."""
+    weights = encoder_weights(config)[1]
+    cached = read_manifest(config.data.path, config.data.split).encoders
+    if weights and weights_hash(weights) != cached:
+        raise InputError(
+            f"{config.data.path}: features of other encoders than those of "
+            f"config.train.init_from={config.train.init_from!r}; compute the cache again"
+        )
 
 
 def latent_encoder(
@@ -68,15 +88,13 @@ def latent_encoder(
     sums = jax.device_get(checkpoint.checksums(weights))
     fingerprint = "-".join(f"{int(sums[path]):08x}" for path in sorted(sums))
 
-    rest = {p: v for p, v in (dict(state.params) | state.frozen).items() if p not in weights}
-    rest = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in rest.items()}
+    every = dict(state.params) | state.frozen
+    shapes = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in every.items()}
     device = jax.local_devices()[0]
     here = {p: jax.device_put(to_host(v), device) for p, v in weights.items()}
 
     @jax.jit
     def encode(weights, images):
-        # The module wants every parameter; what encoding does not use is not computed.
-        unused = {p: jnp.zeros(x.shape, x.dtype) for p, x in rest.items()}
-        return merge(graphdef, weights | unused).encode_latents(images)
+        return merge_partial(graphdef, weights, shapes).encode_latents(images)
 
     return lambda images: encode(here, images), fingerprint

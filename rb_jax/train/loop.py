@@ -48,7 +48,7 @@ from rb_jax.train.state import (
 )
 from rb_jax.train.step import model_flops, train_step
 from rb_jax.train.watchdog import LONG, Watchdog
-from rb_jax.train.weights import initial_weights, save_weights
+from rb_jax.train.weights import initial_weights, save_weights, whole_model
 
 # What may change between two commands on one workdir; everything else would make the checkpoint
 # lie about how it was made.
@@ -140,8 +140,8 @@ def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) ->
 
 
 def write_weights(workdir: Path, config: Config, state: TrainState) -> None:
-    """The running average; returns, on every process, when it is written."""
-    save_weights(workdir / "weights", config, ema_params(state))
+    """The running average, and the encoders it started with; returns when it is written."""
+    save_weights(workdir / "weights", *whole_model(config, ema_params(state)))
     wait_for_all()
 
 

@@ -24,7 +24,7 @@ from rb_jax.errors import InputError
 from rb_jax.paths import join, matches, split
 from rb_jax.sharding.mesh import AnyMesh
 from rb_jax.sharding.rules import parameter_of, state_shardings
-from rb_jax.types import record
+from rb_jax.types import ENCODERS, record
 
 Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
 
@@ -65,6 +65,15 @@ def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
     """The module of ``graphdef`` holding the arrays of ``params``; inverse of ``flatten``."""
     leaves = [(split(path), value) for path, value in params.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def merge_partial(graphdef: nnx.GraphDef, params: Params, shapes: Mapping[str, Any]) -> Any:
+    """The module with some of its arrays, for the methods that need no others (these are zeros).
+
+    ``shapes`` are those of all. Inside a program what is not used is not computed.
+    """
+    zeros = {p: jnp.zeros(x.shape, x.dtype) for p, x in shapes.items() if p not in params}
+    return merge(graphdef, zeros | params)
 
 
 def flatten(model: nnx.Module) -> Params:
@@ -151,7 +160,8 @@ def trainable_paths(config: Config, paths: Iterable[str]) -> set[str]:
         chosen[key] = set()
         for pattern in getattr(config.train, key):
             matched = {path for path in paths if matches(pattern, path)}
-            if not matched:
+            absent = config.data.inputs == "features" and pattern.split("/")[0] in ENCODERS
+            if not matched and not absent:
                 raise ConfigError(f"config.train.{key}: pattern {pattern!r} matches no parameter")
             chosen[key] |= matched
     trainable = chosen["trainable"] - chosen["frozen"]

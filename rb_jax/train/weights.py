@@ -24,6 +24,7 @@ from rb_jax.tensor_files import TensorFiles
 from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors
 from rb_jax.train.state import Params, check_weights, definition
 from rb_jax.train.stored import find, load_ema
+from rb_jax.types import ENCODERS
 
 STEM, CONFIG = "model", "config.json"
 # How a value of the configuration names the weights that come with the package.
@@ -100,11 +101,13 @@ def initial_weights(config: Config) -> Params:
     """What config.train.init_from or .autoencoder_from put in place of the random values.
 
     ``init_from`` brings the whole model; without it, ``autoencoder_from`` brings the autoencoder.
-    Raises InputError when the other model's configuration differs, naming the keys.
+    A model of cached features takes no encoders. Raises InputError when the other model's
+    configuration differs, naming the keys.
     """
+    without = config.data.inputs == "features"
     for key, parts in (("init_from", ("model",)), ("autoencoder_from", ("model", "autoencoder"))):
         source = getattr(config.train, key)
-        if not source:
+        if not source or (without and key == "autoencoder_from"):
             continue
         other, params = load_weights(resolve(source, SHIPPED[key]))
         differing = differing_model_keys(other, config, parts)
@@ -113,10 +116,34 @@ def initial_weights(config: Config) -> Params:
                 f"config.train.{key}={source!r} has another model: {', '.join(differing)} differ"
             )
         if key == "init_from":
+            if without:
+                params = {p: x for p, x in params.items() if p.split("/")[0] not in ENCODERS}
             check_weights(params, definition(config)[1], where=f"config.train.init_from={source!r}")
             return params
         return {path: v for path, v in params.items() if path.startswith("autoencoder/")}
     return {}
+
+
+def encoder_weights(config: Config) -> tuple[Config, Params]:
+    """The encoders of config.train.init_from, and its configuration; nothing if it has none."""
+    if not config.train.init_from:
+        return config, {}
+    other, params = load_weights(resolve(config.train.init_from, SHIPPED["init_from"]))
+    return other, {path: x for path, x in params.items() if path.split("/")[0] in ENCODERS}
+
+
+def whole_model(config: Config, params: Params) -> tuple[Config, Params]:
+    """A model trained from cached features with the encoders that it started with, if any.
+
+    Such a model can edit pictures; others are returned as they are.
+    """
+    if config.data.inputs == "pixels" or config.train.task != "edit":
+        return config, params
+    other, encoders = encoder_weights(config)
+    if not encoders:
+        return config, params
+    data = dataclasses.replace(other.data, image_size=config.data.image_size)
+    return dataclasses.replace(config, data=data), encoders | params
 
 
 def resolve(source: str, shipped: str) -> Path:

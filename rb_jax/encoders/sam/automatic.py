@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from rb_jax.data.schema import EditExample
 from rb_jax.encoders.sam.model import SAM
 from rb_jax.encoders.sam.pixels import fitted_size, preprocess_picture, upscale_matrices
 from rb_jax.encoders.sam.prompt_encoder import FOREGROUND, Prompts
@@ -126,6 +127,14 @@ def regions(
             cells[row], valid[row] = covered, True
             row += 1
     return cells, valid
+
+
+def with_regions(sam: SAM, example: EditExample, grid: int, max_regions: int) -> EditExample:
+    """The example with the largest automatic masks as its regions, unless it has some."""
+    if example.regions is not None:
+        return example
+    found = automatic_masks(sam, example.source)
+    return dataclasses.replace(example, regions=regions(found.masks, grid, max_regions))
 
 
 def point_grid(side: int) -> Float[np.ndarray, "{side}*{side} 2"]:

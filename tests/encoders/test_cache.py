@@ -1,0 +1,146 @@
+"""Features computed once: the same as those computed in training, whole shards, one fingerprint."""
+
+import dataclasses
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from rb_jax.config import Config, ConfigError
+from rb_jax.data import loader
+from rb_jax.data.features import FeatureCache
+from rb_jax.data.reason50k import write_dataset
+from rb_jax.data.reasonworld import ReasonWorld
+from rb_jax.encoders.cache import cache_features
+from rb_jax.errors import InputError
+from rb_jax.train import feed
+from rb_jax.train.state import trainable_paths
+from rb_jax.train.weights import initial_weights, save_weights, whole_model
+from tests import tiny
+
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A data set, a model and its features of the data set."""
+    folder = tmp_path_factory.mktemp("cache")
+    write_dataset(ReasonWorld("train", 5, 48), COUNT, folder / "data", "train", progress=False)
+    save_weights(folder / "model", tiny.CONFIG, tiny.params(tiny.CONFIG))
+    run(folder, "cache")
+    return folder
+
+
+def run(folder, out, model="model", **changes):
+    given: Any = dict(batch_size=3, shard_examples=4, progress=False) | changes
+    return cache_features(folder / "data", folder / model, folder / out, **given)
+
+
+def pixels_config(folder, **changes) -> Config:
+    given = dict(data__name="folder", data__path=str(folder / "data"), train__batch_size=5)
+    return tiny.config(**given | changes)
+
+
+def cached_config(folder, **changes) -> Config:
+    given = dict(data__name="cache", data__inputs="features", data__path=str(folder / "cache"))
+    given |= dict(
+        train__batch_size=5, train__eval_examples=0, train__init_from=str(folder / "model")
+    )
+    return tiny.config(**given | changes)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_loss_and_gradient_are_those_of_pixels(place):
+    pixels, cached = pixels_config(place), cached_config(place)
+    params = tiny.params(pixels)
+    kept = {path: params[path] for path in tiny.definition(cached)[1]}
+    step, rng = 3, jax.random.key(7)  # its examples cross the end of an epoch
+
+    def value(brain, batch):
+        loss, terms = brain.loss(batch, rng)
+        return loss, terms
+
+    batch = next(loader.batches(pixels, "train", step))
+    features: Any = next(feed.streamed(cached, "train", step))
+    assert features.features.image.shape[0] == 5
+    np.testing.assert_array_equal(features.category, batch.category)
+    want, terms = tiny.jit(value, pixels)(params, batch)
+    have, others = tiny.jit(value, cached)(kept, features)
+    np.testing.assert_allclose(have, want, rtol=1e-5)
+    assert terms.keys() == others.keys()
+    for name, term in terms.items():
+        np.testing.assert_allclose(others[name], term, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_what_is_missing_is_made_again_and_nothing_else(place, tmp_path):
+    before = files(place / "cache")
+    shards = [name for name in before if name.endswith(".array_record")]
+    assert len(shards) == 3 and len(before) == 4
+    shutil.copytree(place / "cache", tmp_path / "cache")
+    shutil.copytree(place / "data", tmp_path / "data")
+    shutil.copytree(place / "model", tmp_path / "model")
+    # As it is after a kill: two shards with their reports, one half written.
+    assert run(tmp_path, "parts", process_index=1, process_count=2) is None
+    (tmp_path / "parts" / ".0123.partial").write_bytes(b"half")
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("*.array_record")}
+    assert list(times) == shards[1:2]
+    made = run(tmp_path, "parts")
+    assert made is not None and made.examples == COUNT
+    for name, time in times.items():
+        assert (tmp_path / "parts" / name).stat().st_mtime_ns == time
+    after = files(tmp_path / "parts")
+    assert {name: after[name] for name in shards} == {name: before[name] for name in shards}
+    assert run(tmp_path, "parts") == made  # and a finished cache is left alone
+
+
+def test_other_ingredients_are_refused(place, tmp_path):
+    other = tiny.weights(tiny.definition(tiny.CONFIG)[1], seed=1)
+    save_weights(tmp_path / "other", tiny.CONFIG, other)
+    with pytest.raises(InputError, match="encoders differ"):
+        cache_features(place / "data", tmp_path / "other", place / "cache", progress=False)
+    with pytest.raises(InputError, match="other encoders"):
+        feed.check_encoders(cached_config(place, train__init_from=str(tmp_path / "other")))
+    feed.check_encoders(cached_config(place))
+    cache = FeatureCache(place / "cache", "train")
+    with pytest.raises(InputError, match="image_size differ"):
+        cache.check(cached_config(place, data__image_size=64))
+    with pytest.raises(InputError, match="model.text.layers"):
+        cache.check(cached_config(place, model__text__layers=1))
+    with pytest.raises(InputError, match="no finished feature cache; splits in this folder: train"):
+        FeatureCache(place / "cache", "val")
+
+
+@pytest.mark.parametrize("where", ["byte", "end", "swapped"])
+def test_damage_is_named(place, tmp_path, where):
+    shutil.copytree(place / "cache", tmp_path / "cache")
+    first, second = sorted((tmp_path / "cache").glob("*.array_record"))[:2]
+    data = bytearray(first.read_bytes())
+    if where == "byte":
+        data[len(data) // 2] ^= 4
+        first.write_bytes(data)
+    elif where == "end":
+        first.write_bytes(data[:-1000])
+    else:
+        first.write_bytes(second.read_bytes())
+    with pytest.raises(InputError, match=first.name):
+        cache = FeatureCache(tmp_path / "cache", "train")
+        cache[np.arange(4)]
+
+
+def test_a_model_of_features_starts_without_encoders_and_ends_with_them(place):
+    config = cached_config(place)
+    weights = initial_weights(config)
+    assert not {path.split("/")[0] for path in weights} & {"vision", "text", "autoencoder"}
+    assert "autoencoder/**" in config.train.frozen  # which a model without one may name
+    assert trainable_paths(config, weights) == set(weights)
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        trainable_paths(dataclasses.replace(tiny.CONFIG), weights)
+    made, whole = whole_model(config, weights)
+    assert made.data.inputs == "pixels"
+    for path, value in tiny.params(tiny.CONFIG).items():
+        np.testing.assert_array_equal(whole[path], value)
