@@ -45,7 +45,7 @@ def main() -> int:
 
 def torture(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
     counts = [int(number) for number in args.devices.split(",") if number]
-    chosen = list(itertools.product(counts, repeat=2))
+    chosen = list(itertools.product(counts, counts))
     peace = stops.peaceful(folder)
     parts = {
         "damage": (args.flips + args.cuts, lambda: damage.damage(
