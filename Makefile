@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if 
 	$(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test exhaustive lint clean
+.PHONY: help demo test exhaustive torture lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -22,6 +22,9 @@ test: lint  ## lint, check types and run every test
 
 exhaustive: $(VENV)/.installed-dev  ## run the tests that test leaves out: every mesh with the whole model
 	$(BIN)/pytest -n 2 --dist=worksteal -m exhaustive
+
+torture: $(VENV)/.installed-dev  ## kill, stop, damage and move training runs; prints a table (an hour; root, for small disks)
+	$(BIN)/python -m tests.torture --json=out/torture.json
 
 lint: $(VENV)/.installed-dev  ## check style and types only
 	$(BIN)/ruff check .

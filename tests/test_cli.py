@@ -192,7 +192,7 @@ def test_data(folder, capsys):
 def test_overrides_reach_the_training(monkeypatch):
     seen = {}
 
-    def train(config, workdir):
+    def train(config, workdir, signals):
         seen.update(config=config, workdir=workdir)
         return 75
 

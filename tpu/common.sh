@@ -1,9 +1,10 @@
 # Shared by the launchers, which source it: flags, the training command, dry runs, exit codes.
 # shellcheck shell=bash
 
-# What `rb-jax train` exits with. 75 is EX_TEMPFAIL: SIGTERM came and the step is saved.
+# What `rb-jax train` exits with. 75 is EX_TEMPFAIL: SIGTERM came and the step is saved. 69: a step
+# took too long, as when a peer died.
 # shellcheck disable=SC2034  # the launchers read them
-readonly FINISHED=0 BAD_INPUT=2 PREEMPTED=75
+readonly FINISHED=0 BAD_INPUT=2 HUNG=69 PREEMPTED=75
 
 TRAIN_ARGS=()
 dry_run=false

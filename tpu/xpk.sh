@@ -13,7 +13,7 @@
 #   --priority=P       medium
 #   --dry-run                     prints the command
 #
-# xpk starts again on exit code 75 and on 127 to 255 (signals), and gives up on the others.
+# xpk starts again on exit codes 75 and 69 and on 127 to 255 (signals), and gives up on the others.
 
 set -euo pipefail
 
@@ -40,7 +40,7 @@ command=(xpk workload create "--cluster=$cluster" "--zone=$zone")
 [[ -z $project ]] || command+=("--project=$project")
 # exec: xpk signals the shell that it wraps around the command, and only that.
 command+=("--workload=$name" "--tpu-type=$tpu_type" "--num-slices=$slices" "--docker-image=$image"
-  "--priority=$priority" "--max-restarts=$max_restarts" "--restart-on-exit-codes=$PREEMPTED"
+  "--priority=$priority" "--max-restarts=$max_restarts" "--restart-on-exit-codes=$PREEMPTED,$HUNG"
   --termination-grace-period-seconds=60 "--env=LIBTPU_INIT_ARGS=$flags"
   "--command=exec $(quoted "${TRAIN[@]}")")
 [[ $spot == false ]] || command+=(--spot)

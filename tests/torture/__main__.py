@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--stops", type=int, default=50)
     parser.add_argument("--devices", default="1,2,4,8", help="every pair of these; empty: none")
     parser.add_argument("--processes", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--steps", type=int, default=200, help="of a run that changes devices")
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--cuts", type=int, default=200)
     parser.add_argument("--disks", type=int, default=20, help="needs the right to mount a tmpfs")
@@ -35,6 +36,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     wrong = [text for result in results.values() for text in result["wrong"]]
     print("\n".join(["", *wrong[:50], f"{len(wrong)} wrong"]))
@@ -43,7 +45,7 @@ def main() -> int:
 
 def torture(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
     counts = [int(number) for number in args.devices.split(",") if number]
-    chosen = list(itertools.product(counts, repeat=2))
+    chosen = list(itertools.product(counts, counts))
     peace = stops.peaceful(folder)
     parts = {
         "damage": (args.flips + args.cuts, lambda: damage.damage(
@@ -52,7 +54,7 @@ def torture(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
         "stops": (args.stops, lambda: stops.stops(peace, folder, args.stops, args.seed)),
         "disks": (args.disks, lambda: damage.full_disks(peace, folder / "disks", args.disks)),
         "elastic": (len(chosen) + args.processes, lambda: elastic.pairs(
-            folder / "elastic", chosen, args.processes)),
+            folder / "elastic", chosen, args.processes, args.steps)),
     }  # fmt: skip
     results = {}
     for name, (count, part) in parts.items():

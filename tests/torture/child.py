@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -136,6 +137,7 @@ def record_samples(workdir: Path) -> None:
         rows = feed.process_rows(mesh, config.train.batch_size)
         batches = original(config, folder, graphdef, state, mesh)
         with open(f"{workdir}.samples.{os.getpid()}", "a") as file:
+            batch: Any
             for step, batch in enumerate(batches, int(state.step) + 1):
                 for row, pixels in zip(rows, np.asarray(batch.source), strict=True):
                     digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]

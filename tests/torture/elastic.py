@@ -13,13 +13,12 @@ from rb_jax.train.exits import EXIT_PREEMPTED
 from rb_jax.train.metrics import read_lines
 from tests.torture import child
 
-STEPS = 200
 CLOSE = 1e-5  # of float32 losses, whose sums are in another order
 
 
-def pairs(folder: Path, chosen: Iterable[tuple[int, int]], processes: bool) -> dict:
+def pairs(folder: Path, chosen: Iterable[tuple[int, int]], processes: bool, steps: int) -> dict:
     """Every pair of device counts; with ``processes`` also from one process to two and back."""
-    config = child.write_config(folder, steps=STEPS, log_every=1, eval_every=500,
+    config = child.write_config(folder, steps=steps, log_every=1, eval_every=500,
                                 eval_examples=0, checkpoint_every=500)  # fmt: skip
     child.run(config, folder / "peace")
     worst, done, wrong = 0.0, [], []
@@ -28,13 +27,13 @@ def pairs(folder: Path, chosen: Iterable[tuple[int, int]], processes: bool) -> d
         plans += [((1, 8), (2, 4)), ((2, 4), (1, 8))]
     for before, after in plans:
         workdir = folder / f"{before[0]}x{before[1]}_{after[0]}x{after[1]}"
-        _stop(_start(config, workdir, *before), workdir)
+        _stop(_start(config, workdir, *before), workdir, steps // 4)
         middle = checkpoint.steps(workdir / "checkpoints")[-1]
         codes = [child.finish(pid) for pid in _start(config, workdir, *after)]
         far = _distance(folder / "peace", workdir)
         worst = max(worst, far)
         done.append(f"{before[0]}x{before[1]} to {after[0]}x{after[1]} at {middle}")
-        if any(codes) or not 0 < middle < STEPS or far > CLOSE:
+        if any(codes) or not 0 < middle < steps or far > CLOSE:
             wrong.append(f"{workdir}: status {codes}, changed at {middle}, loss {far:.1e} away")
         if child.samples(workdir) != child.samples(folder / "peace"):
             wrong.append(f"{workdir}: other samples")
@@ -47,10 +46,10 @@ def _start(config: Path, workdir: Path, processes: int, devices: int) -> list[in
     return child.start_two(config, workdir, devices)
 
 
-def _stop(pids: list[int], workdir: Path) -> None:
-    """SIGTERM to one of the processes, somewhere after a quarter of the steps."""
+def _stop(pids: list[int], workdir: Path, step: int) -> None:
+    """SIGTERM to one of the processes, somewhere after ``step``."""
     deadline = time.monotonic() + 300
-    while max((row["step"] for row in read_lines(workdir)), default=0) < STEPS // 4:
+    while max((row["step"] for row in read_lines(workdir)), default=0) < step:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{workdir}: no steps")
         time.sleep(0.005)

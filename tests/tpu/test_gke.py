@@ -191,7 +191,7 @@ def test_xpk(tmp_path):
     assert shlex.split(done.stdout) == call
     assert call[:4] == ["xpk", "workload", "create", "--cluster=c"] and call[-1] == "--spot"
     assert {"--num-slices=2", "--tpu-type=v5p-128", "--project=p", "--workload=rb"} <= set(call)
-    assert {"--restart-on-exit-codes=75", "--max-restarts=50"} <= set(call)
+    assert {"--restart-on-exit-codes=75,69", "--max-restarts=50"} <= set(call)
     (command,) = [word for word in call if word.startswith("--command=")]
     words = shlex.split(command.removeprefix("--command="))
     assert words[:3] == ["exec", "rb-jax", "train"] and words[-1] == "--config.a=b  c"
