@@ -18,7 +18,7 @@ import numpy as np
 
 from rb_jax.config import Config
 from rb_jax.train import checkpoint
-from rb_jax.train.state import TrainState
+from rb_jax.train.state import TrainState, replace
 
 
 def main() -> None:
@@ -86,12 +86,12 @@ def make_state(arrays: int, size: int) -> TrainState:
     keys = jax.random.split(jax.random.key(0), arrays)
     params = {f"layer_{i}/kernel": jax.random.normal(k, (size,)) for i, k in enumerate(keys)}
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(step, skipped, params, {}, (), {})
+    return TrainState(step, skipped, jnp.zeros(()), params, {}, (), {})
 
 
 def advance(state: TrainState) -> TrainState:
     params = {name: x * 0.999 for name, x in state.params.items()}
-    return TrainState(state.step + 1, state.skipped, params, {}, (), {})
+    return replace(state, step=state.step + 1, params=params)
 
 
 if __name__ == "__main__":
