@@ -34,6 +34,9 @@ USAGE = """rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain i
               [--shard_examples=N --process_index=I --process_count=N]
       Converts a data set to shards of records; goes on where it was stopped. Layouts: reason50k,
       magicbrush, emu_edit, reasonedit, editworld, ultraedit, instructpix2pix, folder.
+  rb-jax data cache --data=DIR --checkpoint=DIR --out=DIR [--split=NAME --batch_size=N]
+              [--shard_examples=N --process_index=I --process_count=N]
+      Runs the frozen encoders once; trains without them (config.data.name=cache).
 
   rb-jax import --source=PATH --out=DIR [--family=NAME --dtype=bfloat16]
       Reads a PyTorch checkpoint: FLUX, its autoencoder, CLIP, LLaVA, SAM, the authors' modules.

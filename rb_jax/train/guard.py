@@ -1,4 +1,4 @@
-"""Ends a run that goes nowhere: too many steps in a row whose loss or gradient is not finite."""
+"""Ends a run that goes nowhere: too many steps in a row that change nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Guard:
         if self.limit and self.row >= self.limit:
             raise RunError(
                 EXIT_DIVERGED,
-                f"the loss or gradient of {self.row} steps in a row was not finite "
-                "(config.train.max_skipped); the last checkpoint is intact, and the same command "
+                f"the loss or gradient of {self.row} steps in a row was not finite, or a spike "
+                "(config.train.max_skipped, config.optimizer.spike_factor); the last checkpoint is intact, and the same command "
                 "would repeat this: lower the learning rate, or look at the data",
             )
