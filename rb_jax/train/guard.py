@@ -27,5 +27,6 @@ class Guard:
                 EXIT_DIVERGED,
                 f"the loss or gradient of {self.row} steps in a row was not finite, or a spike "
                 "(config.train.max_skipped, config.optimizer.spike_factor); the last checkpoint is "
-                "intact, and the same command would repeat this: lower the learning rate, or look at the data",
+                "intact, and the same command would repeat this: lower the learning rate, or look "
+                "at the data",
             )
