@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from rb_jax.errors import InputError
+from rb_jax.train.exits import EXIT_HUNG, RunError
 
 # All of these are there in a process that srun started, as JAX's detection expects.
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES", "SLURM_NTASKS",
@@ -33,7 +34,7 @@ def start(
     """Joins this process with the others that ``plan`` finds, if any.
 
     Must run before JAX looks for devices. Raises InputError when the plan does, and when what it
-    found cannot be used; JAX itself aborts the process if the others do not come in five minutes.
+    found cannot be used, RunError when the others cannot be reached; JAX itself aborts the process if the others do not come in five minutes.
     """
     arguments = plan(environ, address, count, index, tpu_chips=has_tpu_chips())
     if arguments is None:
@@ -43,8 +44,10 @@ def start(
     try:
         jax.distributed.initialize(**arguments, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
     except (ValueError, RuntimeError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"the processes cannot be joined: {reason}") from error
+        text = f"the processes cannot be joined: {str(error).strip().split(chr(10))[0]}"
+        if isinstance(error, ValueError):
+            raise InputError(text) from error
+        raise RunError(EXIT_HUNG, f"{text}; start all of them again") from error
     atexit.register(_ignore_late_signals)
 
 
