@@ -34,7 +34,8 @@ def start(
     """Joins this process with the others that ``plan`` finds, if any.
 
     Must run before JAX looks for devices. Raises InputError when the plan does, and when what it
-    found cannot be used, RunError when the others cannot be reached; JAX itself aborts the process if the others do not come in five minutes.
+    found cannot be used, RunError when the others cannot be reached; JAX itself aborts the process
+    if they do not come in five minutes.
     """
     arguments = plan(environ, address, count, index, tpu_chips=has_tpu_chips())
     if arguments is None:
