@@ -29,7 +29,7 @@ BUCKET_OPTIONS = (
     "metadata-cache-negative-ttl-secs=0",
     "rename-dir-limit=0",
 )
-# GKE's driver mounts buckets by a container beside ours, by default a small one; 0 is no limit.
+# GKE's driver mounts buckets by a container beside ours. 0: without limits, whatever its defaults.
 BUCKET_ANNOTATIONS = {
     "gke-gcsfuse/volumes": "true",
     "gke-gcsfuse/cpu-limit": "0",

@@ -66,6 +66,11 @@ def test_folders_that_cannot_be_renamed_are_refused_at_the_start(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_url_is_no_workdir():
+    with pytest.raises(InputError, match="workdir=gs://b/run: must be a path; mount the bucket"):
+        loop.train(fake.config(), "gs://b/run")
+
+
 def test_lines_are_in_a_closed_file_before_a_checkpoint(tmp_path):
     log = RunLog(tmp_path, 0)
     log.write("train", 1, {"loss": 0.5})
