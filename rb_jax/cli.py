@@ -15,7 +15,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from rb_jax.config import check_key, from_config_dict
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, refuse_url
 from rb_jax.train.exits import RunError, Signals, installed
 
 USAGE = """rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain in JAX)
@@ -458,6 +458,10 @@ def _parse(values: flags.FlagValues, argv: Sequence[str], required: Sequence[str
     for name in required:
         if values[name].value is None:
             raise InputError(f"rb-jax {argv[0]} needs --{name}")
+    for name in values:
+        value = values[name].value if name != "instruction" else None
+        for each in value if isinstance(value, list) else [value]:
+            refuse_url(f"--{name}", each)
 
 
 if __name__ == "__main__":

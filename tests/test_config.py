@@ -87,6 +87,11 @@ def test_mistyped_values(key, value):
         from_config_dict(changed(key, value))
 
 
+def test_paths_are_no_urls():
+    with pytest.raises(InputError, match="config.data.prepared_dir=gs://b/made: must be a path"):
+        from_config_dict(changed("data.prepared_dir", "gs://b/made"))
+
+
 def test_mistyped_element_of_a_tuple():
     with pytest.raises(ConfigError, match=r"config.model.mmdit.axes_dim\[1\]: expected int"):
         from_config_dict(changed("model.mmdit.axes_dim", [8, "16", 16]))

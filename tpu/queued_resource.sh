@@ -29,7 +29,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$here/common.sh"
 
-name='' zone='' project='' accelerator_type='' runtime_version='' create_flags='' workdir=''
+name='' zone='' project='' accelerator_type='' runtime_version='' create_flags='' workdir='' bucket=''
 spot=false best_effort=false reserved=false internal_ip=false
 slices=1 max_failures=3 poll=30
 config=configs/reason50k_flux.py
@@ -86,6 +86,15 @@ need_chip() {
     *) die "--accelerator-type=$accelerator_type: must be like v4-8, v5litepod-16, v5p-8 or v6e-8" ;;
   esac
   runtime_version=${runtime_version:-$image}
+}
+
+# A bucket is a folder to the workers, who mount it.
+need_workdir() {
+  need workdir
+  [[ $workdir == gs://* ]] || return 0
+  [[ $workdir =~ ^gs://([^/]+)/(.+)$ ]] || die "--workdir=$workdir: must be gs://BUCKET/RUN"
+  bucket=${BASH_REMATCH[1]}
+  workdir=/gcs/$bucket/${BASH_REMATCH[2]}
 }
 
 create() {
@@ -199,7 +208,10 @@ setup() {
 
 train() {
   need_chip
-  need workdir
+  need_workdir
+  if [[ -n $bucket ]]; then # each time: a machine may have been restarted
+    on_workers "$(quoted bash rb_jax/tpu/worker.sh mount "$bucket")" || return
+  fi
   train_command "$config" "$workdir" "$slices" "$slices"
   on_workers "$(quoted bash rb_jax/tpu/worker.sh run "$(date +%s)-$RANDOM" \
     env "LIBTPU_INIT_ARGS=$flags" "${TRAIN[@]}")"
@@ -219,7 +231,7 @@ run() {
   local health installed=false code
   failures=0
   need_chip
-  need workdir
+  need_workdir
   if [[ $dry_run == true ]]; then
     create && setup && train
     return

@@ -22,7 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "rb_jax" / "shar
 from xla_flags import TPUS, flags  # noqa: E402  # pyright: ignore[reportMissingImports]  # the file alone: rb_jax need not be installed
 
 TEMPLATE = Path(__file__).with_name("gke_jobset.yaml")
-CLAIM_PATH = "/data"
+CLAIM_PATH, BUCKET_PATH = "/data", "/gcs"
+# As worker.sh mounts it; why is said there.
+BUCKET_OPTIONS = (
+    "metadata-cache-ttl-secs=0",
+    "metadata-cache-negative-ttl-secs=0",
+    "rename-dir-limit=0",
+)
+# GKE's driver mounts buckets by a container beside ours. 0: without limits, whatever its defaults.
+BUCKET_ANNOTATIONS = {
+    "gke-gcsfuse/volumes": "true",
+    "gke-gcsfuse/cpu-limit": "0",
+    "gke-gcsfuse/memory-limit": "0",
+    "gke-gcsfuse/ephemeral-storage-limit": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,32 @@ def train_args(config: str, workdir: str, slices: int, extra: Sequence[str]) -> 
     return [*args, *extra]
 
 
+def storage(workdir: str, claim: str | None) -> tuple[str, dict[str, Any]]:
+    """The workdir as the pods see it, and the variables that mount it. Raises RenderError."""
+    volumes, mounts, annotations = [], [], {}
+    if claim:
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": "data", "mountPath": CLAIM_PATH})
+    if match := re.fullmatch(r"gs://([^/]+)/(.+)", workdir):
+        bucket, run = match.groups()
+        attributes = {
+            "bucketName": bucket,
+            "mountOptions": ",".join(BUCKET_OPTIONS),
+            # On the hosts' network a pod has its own account only if it asks for it.
+            "hostNetworkPodKSA": "true",
+        }
+        csi = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
+        volumes.append({"name": "bucket", "csi": csi})
+        mounts.append({"name": "bucket", "mountPath": f"{BUCKET_PATH}/{bucket}"})
+        annotations = BUCKET_ANNOTATIONS
+        workdir = f"{BUCKET_PATH}/{bucket}/{run}"
+    elif not claim or not workdir.startswith(f"{CLAIM_PATH}/"):
+        raise RenderError(
+            f"--workdir={workdir}: pods share gs://BUCKET/RUN, or by --claim=NAME {CLAIM_PATH}/..."
+        )
+    return workdir, {"volumes": volumes, "volume_mounts": mounts, "annotations": annotations}
+
+
 def values_of(args: argparse.Namespace, extra: Sequence[str]) -> dict[str, Any]:
     """What the template's variables stand for. Raises RenderError."""
     # The pods' names, NAME-slice-99-9999-xxxxx, must fit into 63 characters.
@@ -89,11 +128,7 @@ def values_of(args: argparse.Namespace, extra: Sequence[str]) -> dict[str, Any]:
         raise RenderError(f"--name={args.name}: lower-case letters, digits and -, at most 40")
     if args.slices < 1 or args.max_restarts < 0:
         raise RenderError("--slices must be at least 1 and --max-restarts at least 0")
-    shared = args.workdir.startswith(f"{CLAIM_PATH}/") if args.claim else False
-    if not args.workdir.startswith("gs://") and not shared:
-        raise RenderError(
-            f"--workdir={args.workdir}: pods share gs://..., or {CLAIM_PATH}/... with --claim=NAME"
-        )
+    workdir, mounted = storage(args.workdir, args.claim)
     hosts, chips_per_host = hosts_and_chips(args.tpu, args.topology, args.chips_per_host)
     selector = {
         "cloud.google.com/gke-tpu-accelerator": MACHINES[args.tpu].accelerator,
@@ -104,7 +139,6 @@ def values_of(args: argparse.Namespace, extra: Sequence[str]) -> dict[str, Any]:
         selector["cloud.google.com/gke-spot"] = "true"
         spot = {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}
         tolerations.append(spot)
-    claim = [{"name": "data", "persistentVolumeClaim": {"claimName": args.claim}}]
     return {
         "name": args.name,
         "slices": args.slices,
@@ -115,10 +149,9 @@ def values_of(args: argparse.Namespace, extra: Sequence[str]) -> dict[str, Any]:
         "service_account": args.service_account,
         "node_selector": selector,
         "tolerations": tolerations,
-        "args": train_args(args.config, args.workdir, args.slices, extra),
+        "args": train_args(args.config, workdir, args.slices, extra),
         "libtpu_init_args": " ".join(flags(args.tpu)),
-        "volumes": claim if args.claim else [],
-        "volume_mounts": [{"name": "data", "mountPath": CLAIM_PATH}] if args.claim else [],
+        **mounted,
     }
 
 
@@ -153,12 +186,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--tpu", required=True, choices=TPUS)
     parser.add_argument("--topology", required=True, help="chips of a slice: 4x4x4, or 4x8 if flat")
     parser.add_argument("--image", required=True, help="made from tpu/Dockerfile")
-    parser.add_argument("--workdir", required=True, help="gs://BUCKET/RUN, or a path in the claim")
+    parser.add_argument("--workdir", required=True, help="gs://BUCKET/RUN or a path in the claim")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--config", default="configs/reason50k_flux.py", help="a path in the image")
     parser.add_argument("--max-restarts", type=int, default=3, help="after failures; default 3")
     parser.add_argument("--chips-per-host", type=int, help="where GKE offers a choice")
-    parser.add_argument("--service-account", default="default", help="one that may use the bucket")
+    parser.add_argument("--service-account", default="default", help="may use the bucket")
     parser.add_argument("--claim", help=f"a ReadWriteMany volume claim, mounted at {CLAIM_PATH}")
     parser.add_argument("--spot", action="store_true", help="on spot nodes")
     return parser.parse_args(list(argv[:cut])), list(argv[cut + 1 :])

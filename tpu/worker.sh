@@ -2,6 +2,7 @@
 # Runs on every TPU VM, called by queued_resource.sh over ssh.
 #
 #   worker.sh setup [EXTRA]           makes .venv beside this folder with the package and jax[EXTRA]
+#   worker.sh mount BUCKET            mounts it at /gcs/BUCKET, unless it is; installs gcsfuse
 #   worker.sh run ATTEMPT COMMAND...  runs COMMAND, shows its output, exits as it does
 #   worker.sh stop                    SIGTERM to what runs, so that it saves and ends
 #
@@ -14,6 +15,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # In /tmp, which is empty after a reboot, as are the processes that these files name.
 state=${RB_JAX_WORKER_STATE:-/tmp/rb_jax-$(id -un)}
 stop_seconds=${RB_JAX_STOP_SECONDS:-300}
+
+mounts=${RB_JAX_MOUNTS:-/gcs}
+# Nothing about files is remembered: other workers write them, and on large machines gcsfuse would
+# never forget. Nor does it copy what it cannot rename, as it would there with a bucket that has no
+# folders: the training then refuses the bucket.
+fuse_flags=(--metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=0)
 
 # The attempt that was started last: a link to its folder with pid, supervisor, log and exit.
 latest=$state/latest
@@ -29,6 +36,26 @@ setup() {
     python3 -m pip install --quiet --user --break-system-packages uv
   [[ -x .venv/bin/python ]] || uv venv --quiet --python 3.12 .venv
   uv pip install --quiet --python .venv/bin/python -c constraints.txt -e . "jax[${1:-tpu}]"
+}
+
+install_gcsfuse() {
+  local key=/usr/share/keyrings/cloud.google.asc url=https://packages.cloud.google.com/apt
+  curl -fsSL "$url/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] $url gcsfuse-$(lsb_release -cs) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  sudo apt-get -qq update || true # of other sources; ours is needed by the next line
+  sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y gcsfuse
+}
+
+mount_bucket() {
+  local folder=$mounts/$1
+  ! mountpoint -q "$folder" || return 0
+  # Absent, or too old.
+  [[ $(gcsfuse --help 2>&1) == *"${fuse_flags[1]%=*}"* ]] || install_gcsfuse
+  fusermount -uz "$folder" 2>/dev/null || true # left by a gcsfuse that died
+  sudo mkdir -p "$folder"
+  sudo chown "$(id -u):$(id -g)" "$folder"
+  gcsfuse "${fuse_flags[@]}" "$1" "$folder"
 }
 
 stop() {
@@ -81,9 +108,10 @@ supervise() {
 }
 
 case ${1-} in
+  mount) mount_bucket "$2" ;;
   setup | stop | run | supervise) "$@" ;;
   *)
-    echo "worker.sh: setup, run or stop" >&2
+    echo "worker.sh: setup, mount, run or stop" >&2
     exit 2
     ;;
 esac

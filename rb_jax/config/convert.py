@@ -12,6 +12,7 @@ from typing import Any, Literal
 import ml_collections
 
 from rb_jax.config.schema import Config, ConfigError
+from rb_jax.errors import refuse_url
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
@@ -59,7 +60,8 @@ def _check_name(name: str, known: Mapping[str, Any], prefix: str) -> None:
 
 
 def from_values(cls, values: Any, prefix: str = ""):
-    """A dataclass of this module from nested dicts; raises ConfigError naming the key."""
+    """A dataclass of this module from nested dicts; raises ConfigError naming the key, InputError
+    for a path that is a URL."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"config.{prefix[:-1]}: expected a group of values, got {values!r}")
     hints = typing.get_type_hints(cls)
@@ -93,6 +95,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"config.{key}: expected {hint.__name__}, got {value!r}")
+    refuse_url(f"config.{key}", value)
     return value
 
 

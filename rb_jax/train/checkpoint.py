@@ -203,19 +203,40 @@ class Checkpoints:
 def open_checkpoints(workdir: str | Path, keep: int = 0, keep_every: int = 0) -> Checkpoints:
     """Those of a workdir, to be written by this run alone: what a killed one left half is removed.
 
-    Raises RunError when that cannot be done.
+    Raises RunError when that cannot be done, InputError when a new folder is on a file system that
+    does not rename folders.
     """
     folder = Path(workdir).resolve() / FOLDER
     if is_primary():
         try:
+            new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.iterdir():
                 if STALE.fullmatch(path.name):
                     shutil.rmtree(path)
+            if new:
+                _check_renames(folder)
         except OSError as error:
             raise RunError(EXIT_IO, f"{folder}: cannot be written ({error.strerror})") from error
     wait_for_all()
     return Checkpoints(folder, keep, keep_every)
+
+
+def _check_renames(folder: Path) -> None:
+    """Now, and not when the first checkpoint has been written. Raises InputError."""
+    before, after = folder / f"0{SAVING}", folder / f"0{DELETING}"
+    before.mkdir()
+    (before / METADATA).touch()
+    try:
+        before.rename(after)
+    except OSError as error:
+        shutil.rmtree(before)
+        folder.rmdir()
+        raise InputError(
+            f"{folder}: folders cannot be renamed here ({error.strerror}), which checkpoints need; "
+            "a mounted bucket must have a hierarchical namespace (tpu/README.md, Buckets)"
+        ) from error
+    shutil.rmtree(after)
 
 
 def steps(folder: Path) -> list[int]:

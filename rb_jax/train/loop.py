@@ -18,7 +18,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from rb_jax.config import Config, differing_keys
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, refuse_url
 from rb_jax.sharding.mesh import (
     check_batch_size,
     check_heads,
@@ -88,10 +88,11 @@ def train(config: Config, workdir: str | Path, signals: Signals | None = None) -
     the same command continues with the very next batch. Writes checkpoints/, metrics.jsonl,
     tensorboard/, samples/ and at the end weights/. Of several processes each must call this with
     the same values; a signal to one stops all after the same step. ``signals`` are those of the
-    process if it has handlers already. Raises InputError when the workdir holds a run of another
-    configuration or only damaged checkpoints, ConfigError when the configuration cannot be
+    process if it has handlers already. Raises InputError when the workdir is a URL, holds a run of
+    another configuration or only damaged checkpoints, ConfigError when the configuration cannot be
     trained, RunError when the run cannot go on.
     """
+    refuse_url("workdir", str(workdir))
     try:
         with ExitStack() as stack:
             signals = signals or stack.enter_context(installed())

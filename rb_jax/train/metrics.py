@@ -161,7 +161,7 @@ class RunLog:
         partial = path.with_name(f".{LINES}")  # a kill must not cut the old lines short
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         partial.replace(path)
-        self.file = path.open("a", encoding="utf-8")
+        self.path, self.file = path, path.open("a", encoding="utf-8")
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self.wandb = WandbBoard(wandb, workdir) if wandb else None
 
@@ -180,6 +180,8 @@ class RunLog:
         """Brings the lines to the disk, ahead of a checkpoint that takes them as written."""
         if self.file is not None:
             os.fsync(self.file.fileno())
+            self.file.close()  # a mounted bucket keeps a new file only once it is closed
+            self.file = self.path.open("a", encoding="utf-8")
 
     def image(self, name: str, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
         if self.board is not None:

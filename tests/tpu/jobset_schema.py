@@ -55,6 +55,27 @@ JOBSET_FAILURE_RULE = _object(
     },
 )  # fmt: skip
 
+ANNOTATIONS = {"type": "object", "additionalProperties": {"type": "string"}}
+CLAIM = _object({"name": LABEL, "persistentVolumeClaim": _object({"claimName": LABEL})})
+# As in GKE's guide to ephemeral volumes; host networks need hostNetworkPodKSA.
+BUCKET = _object(
+    {
+        "name": LABEL,
+        "csi": _object(
+            {
+                "driver": {"const": "gcsfuse.csi.storage.gke.io"},
+                "volumeAttributes": _object(
+                    {
+                        "bucketName": TEXT,
+                        "mountOptions": TEXT,
+                        "hostNetworkPodKSA": {"const": "true"},
+                    }
+                ),
+            }
+        ),
+    }
+)
+
 CONTAINER = _object(
     {
         "name": LABEL,
@@ -88,9 +109,7 @@ POD = _object(
         "tolerations": _list(
             _object({"key": TEXT, "operator": {"const": "Exists"}, "effect": TEXT})
         ),
-        "volumes": _list(
-            _object({"name": LABEL, "persistentVolumeClaim": _object({"claimName": LABEL})})
-        ),
+        "volumes": _list({"oneOf": [CLAIM, BUCKET]}),
     },
 )
 
@@ -101,7 +120,9 @@ JOB = _object(
         "completions": COUNT,
         "backoffLimit": {"const": 0},
         "podFailurePolicy": _object({"rules": _list(POD_FAILURE_RULE, minItems=1, maxItems=20)}),
-        "template": _object({"spec": POD}),
+        "template": _object(
+            {"metadata": _object({"annotations": ANNOTATIONS}), "spec": POD},
+        ),
     }
 )
 

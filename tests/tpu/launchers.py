@@ -36,6 +36,7 @@ case "${0##*/} $*" in
   *"queued-resources delete"*) key=delete ;;
   *"tpu-vm scp"*) key=scp ;;
   *"worker.sh setup"*) key=setup ;;
+  *"worker.sh mount"*) key=mount ;;
   *"worker.sh run"*) key=train ;;
   *) key=${0##*/} ;;
 esac

@@ -18,7 +18,7 @@ from tests.tpu.launchers import TPU, Fakes, load
 
 render = load("render")
 FLAGS = ("--name=rb", "--image=registry/rb:1", "--workdir=gs://b/run")
-XPK = ("--cluster=c", "--zone=z", "--name=rb", "--image=i", "--workdir=gs://b/my run")
+XPK = ("--cluster=c", "--zone=z", "--name=rb", "--image=i", "--workdir=/mounted/my run")
 
 
 def jobset(capsys, *argv: str) -> dict:
@@ -90,6 +90,36 @@ def test_slices_spot_and_claim(capsys):
     assert container["args"][-3:] == mesh
 
 
+def pod_annotations(document: dict) -> dict:
+    _, job, _, _ = parts(document)
+    return job["template"]["metadata"]["annotations"]
+
+
+def test_a_bucket_is_a_folder_of_the_pods(capsys):
+    argv = ("--tpu=v5p", "--topology=4x4x4", "--workdir=gs://my-b.ucket/a/b c")
+    document = jobset(capsys, *argv)
+    _, _, pod, container = parts(document)
+    (volume,), (mount,) = pod["volumes"], container["volumeMounts"]
+    assert mount == {"name": volume["name"], "mountPath": "/gcs/my-b.ucket"}
+    attributes = volume["csi"]["volumeAttributes"]
+    assert attributes["bucketName"] == "my-b.ucket"
+    worker = (TPU / "worker.sh").read_text()
+    (flags,) = re.findall(r"^fuse_flags=\((.*)\)$", worker, re.MULTILINE)
+    assert [f"--{o}" for o in attributes["mountOptions"].split(",")] == flags.split()
+    assert "--workdir=/gcs/my-b.ucket/a/b c" in container["args"]
+    assert pod_annotations(document)["gke-gcsfuse/volumes"] == "true"
+
+
+def test_a_claim_beside_a_bucket(capsys):
+    flags = ("--tpu=v5e", "--topology=4x4", "--claim=disk")
+    both = jobset(capsys, *flags)
+    _, _, pod, container = parts(both)
+    assert [v["name"] for v in pod["volumes"]] == ["data", "bucket"]
+    assert [m["mountPath"] for m in container["volumeMounts"]] == ["/data", "/gcs/b"]
+    claim_only = jobset(capsys, *flags, "--workdir=/data/run")
+    assert pod_annotations(claim_only) == {} and pod_annotations(both) != {}
+
+
 def test_arguments_survive(capsys):
     odd = [
         "--config.a=x \"y\" 'z': {#}",
@@ -155,7 +185,9 @@ def test_what_becomes_of_an_exit_code(capsys, exit_code, condition, action):
         (["--tpu=v5p", "--topology=4x4x4", "--chips-per-host=8"], "v5p 4x4x4 has 4"),
         (["--tpu=v5p", "--topology=4x4x4", "--slices=0"], "--slices must be at least 1"),
         (["--tpu=v5p", "--topology=4x4x4", "--workdir=runs/a"], "pods share gs://"),
-        (["--tpu=v5p", "--topology=4x4x4", "--workdir=/data/a"], "with --claim=NAME"),
+        (["--tpu=v5p", "--topology=4x4x4", "--workdir=/data/a"], "by --claim=NAME /data/"),
+        (["--tpu=v5p", "--topology=4x4x4", "--workdir=gs://b"], "pods share gs://BUCKET/RUN"),
+        (["--tpu=v5p", "--topology=4x4x4", "--workdir=gs:///a"], "pods share gs://BUCKET/RUN"),
         (["--tpu=v5p", "--topology=4x4x4", "--name=Rb_1"], "--name=Rb_1: lower-case"),
     ],
 )
@@ -195,13 +227,14 @@ def test_xpk(tmp_path):
     (command,) = [word for word in call if word.startswith("--command=")]
     words = shlex.split(command.removeprefix("--command="))
     assert words[:3] == ["exec", "rb-jax", "train"] and words[-1] == "--config.a=b  c"
-    assert "--workdir=gs://b/my run" in words and "--config.mesh.slices=2" in words
+    assert "--workdir=/mounted/my run" in words and "--config.mesh.slices=2" in words
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [([], "--tpu-type=VALUE is required"), (["--tpu-type=h100-8"], "not a TPU"),
-     (["--tpu-type=v5p-8", "--slices=x"], "must be a whole number")],
+     (["--tpu-type=v5p-8", "--slices=x"], "must be a whole number"),
+     (["--tpu-type=v5p-8", "--workdir=gs://b/run"], "storage that xpk mounts")],
 )  # fmt: skip
 def test_xpk_bad_flags(tmp_path, flags, message):
     fakes = Fakes(tmp_path)

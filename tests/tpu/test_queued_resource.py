@@ -44,20 +44,21 @@ def remote(call: list[str]) -> list[str]:
 
 
 def test_dry_run_of_one_slice(fakes):
-    create, tar, scp, setup, train = dry_run(fakes, *BASE)
+    create, tar, scp, setup, mount, train = dry_run(fakes, *BASE)
     assert create == [
         *("gcloud", "compute", "tpus", "queued-resources", "create", "rb", "--zone=us-z"),
         *("--accelerator-type=v5p-128", "--runtime-version=v2-alpha-tpuv5", "--node-id=rb"),
     ]
     assert tar[0] == "tar" and all((REPO / name).exists() for name in tar[6:])
     assert scp[4:7] == ["scp", tar[2], "rb:rb_jax.tgz"]
-    assert scp[-1] == setup[-2] == "--worker=all"
+    assert scp[-1] == setup[-2] == mount[-2] == "--worker=all"
+    assert remote(mount) == ["bash", "rb_jax/tpu/worker.sh", "mount", "b"]
     words = remote(train)
     flags = words[5].removeprefix("LIBTPU_INIT_ARGS=")
     assert words[:3] == ["bash", "rb_jax/tpu/worker.sh", "run"] and words[4] == "env"
     assert "--xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true" in flags.split()
     assert words[6:] == [
-        *("rb-jax", "train", "--config=configs/reason50k_flux.py", "--workdir=gs://b/run"),
+        *("rb-jax", "train", "--config=configs/reason50k_flux.py", "--workdir=/gcs/b/run"),
         *("--config.mesh.data=1", "--config.mesh.fsdp=-1"),
     ]
 
@@ -75,6 +76,12 @@ def test_dry_run_of_several_slices(fakes):
     assert all("--internal-ip" in call for call in trainings)
     mesh = ["--config.mesh.data=3", "--config.mesh.fsdp=-1", "--config.mesh.slices=3"]
     assert remote(trainings[0])[-3:] == mesh
+
+
+def test_a_path_is_not_mounted(fakes):
+    calls = dry_run(fakes, *BASE, "--workdir=/nfs/run")
+    assert not [call for call in calls if "worker.sh mount" in call[-1]]
+    assert "--workdir=/nfs/run" in remote(calls[-1])
 
 
 def test_arguments_survive_two_shells(fakes):
@@ -115,6 +122,7 @@ def test_image_of_the_type(fakes, kind, image):
         (["--zone=z"], "--name=VALUE is required"),
         (["--name=a", "--zone=z"], "--accelerator-type=VALUE is required"),
         (["--name=a", "--zone=z", "--accelerator-type=v5p-8"], "--workdir=VALUE is required"),
+        ([*BASE, "--workdir=gs://b"], "--workdir=gs://b: must be gs://BUCKET/RUN"),
         ([*BASE, "--slices=two"], "--slices=two: must be a whole number"),
         ([*BASE, "--slices=0"], "--slices=0: must be at least 1"),
         ([*BASE, "--name"], "--name needs a value"),
@@ -140,6 +148,16 @@ def test_preempted_starts_again_without_counting(fakes):
     assert len(fakes.calls("scp")) == 1 and not fakes.calls("create")
     attempts = {remote(c)[3] for c in fakes.calls("ssh") if "worker.sh run" in c[-1]}
     assert len(attempts) == 3  # each is a new one to the workers
+
+
+def test_buckets_are_mounted_before_each_attempt(fakes):
+    fakes.answers("mount", 1, 0)
+    fakes.answers("train", 75, 0)
+    assert run(fakes, "--slices=2", "--max-failures=1").returncode == 0
+    words = [remote(call)[2:4] for call in fakes.calls("ssh") if "worker.sh setup" not in call[-1]]
+    mounts = [word == ["mount", "b"] for word in words]
+    # One of the two fails at first, so nothing trains; then two attempts on both slices.
+    assert mounts[:4] == [True] * 4 and mounts.count(True) == 6 and mounts.count(False) == 4
 
 
 def test_bad_input_stops(fakes):

@@ -95,3 +95,46 @@ def test_stop_lets_it_save(worker):
 
 def test_stop_without_anything_running(worker):
     assert end(worker.start("stop"))[0] == 0
+
+
+# Root's work is done as ourselves, or only written down; installing gcsfuse makes one, which mounts
+# by leaving a file that mountpoint finds.
+FAKES = {
+    "sudo": 'while [[ $1 == *=* ]]; do shift; done; "$@"',
+    "tee": "cat >/dev/null",
+    "curl": "true",
+    "lsb_release": "echo jammy",
+    "fusermount": "exit 1",
+    "mountpoint": '[[ -e $2/mounted ]]',
+    "apt-get": '[[ $* == *install* ]] && cp "$BIN/gcsfuse.new" "$BIN/gcsfuse"',
+    "gcsfuse.new": 'if [[ $1 == --help ]]; then echo --metadata-cache-negative-ttl-secs int; '
+    'else touch "${@: -1}/mounted"; fi',
+}  # fmt: skip
+
+
+def test_mount_installs_once_and_mounts_once(tmp_path):
+    programs, log = tmp_path / "bin", tmp_path / "log"
+    programs.mkdir()
+    for name, body in FAKES.items():
+        path = programs / name
+        path.write_text(f'#!/usr/bin/env bash\necho "${{0##*/}} $*" >>"{log}"\n{body}\n')
+        path.chmod(0o755)
+    environ = {
+        **os.environ,
+        "BIN": str(programs),
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "RB_JAX_MOUNTS": str(tmp_path / "gcs"),
+    }
+
+    def mount(bucket: str) -> list[str]:
+        log.write_text("")
+        command = ["bash", TPU / "worker.sh", "mount", bucket]
+        subprocess.run(command, env=environ, check=True, timeout=30, capture_output=True)
+        return log.read_text().splitlines()
+
+    first = mount("one")
+    assert [line for line in first if line.startswith("apt-get") and "install -y gcsfuse" in line]
+    assert first[-1].split()[-2:] == ["one", str(tmp_path / "gcs" / "one")]
+    assert "--rename-dir-limit=0" in first[-1].split()
+    assert mount("one") == [f"mountpoint -q {tmp_path}/gcs/one"]
+    assert not [line for line in mount("two") if line.startswith("apt-get")]

@@ -1,5 +1,6 @@
 """What ends a run, and what it leaves: failed saves, damage, values that are not finite, hangs."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rb_jax.errors import InputError
 from rb_jax.train import checkpoint, loop, manifest, stored
 from rb_jax.train.exits import EXIT_DIVERGED, EXIT_HUNG, EXIT_IO, EXIT_PREEMPTED, RunError
 from rb_jax.train.guard import Guard
+from rb_jax.train.metrics import RunLog, read_lines
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import init_state, replace
 from tests.train import fake
@@ -52,6 +54,32 @@ def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(bytes(content))
+
+
+def test_folders_that_cannot_be_renamed_are_refused_at_the_start(tmp_path, monkeypatch):
+    def rename(*_):
+        raise OSError(errno.EMFILE, "Too many open files")  # as a bucket without real folders
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(InputError, match="Too many open files.*hierarchical namespace"):
+        checkpoint.open_checkpoints(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_url_is_no_workdir():
+    with pytest.raises(InputError, match="workdir=gs://b/run: must be a path; mount the bucket"):
+        loop.train(fake.config(), "gs://b/run")
+
+
+def test_lines_are_in_a_closed_file_before_a_checkpoint(tmp_path):
+    log = RunLog(tmp_path, 0)
+    log.write("train", 1, {"loss": 0.5})
+    first = log.file
+    log.sync()
+    assert first is not None and first.closed
+    log.write("train", 2, {"loss": 0.25})
+    log.close()
+    assert [row["loss"] for row in read_lines(tmp_path)] == [0.5, 0.25]
 
 
 def test_newest_and_permanent_checkpoints_stay(tmp_path, made):
