@@ -283,9 +283,11 @@ def random_state(state: Any) -> Any:
     params = random_params(state.params)
 
     def rest():
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.step, state.opt_state))
+        counters = (state.step, state.skipped, state.norm_average)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (counters, state.opt_state))
 
-    step, opt_state = jax.jit(rest)()
+    (step, skipped, norm_average), opt_state = jax.jit(rest)()
     return dataclasses.replace(
-        state, step=step, skipped=jnp.zeros_like(step), params=params, opt_state=opt_state
-    )
+        state, step=step, skipped=skipped, norm_average=norm_average, params=params,
+        opt_state=opt_state,
+    )  # fmt: skip

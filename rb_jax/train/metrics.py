@@ -154,6 +154,7 @@ class RunLog:
         if not is_primary():
             return
         workdir.mkdir(parents=True, exist_ok=True)
+        self.wandb = WandbBoard(wandb, workdir) if wandb else None
         path = workdir / LINES
         kept = [row for row in read_lines(workdir) if row["step"] <= step]
         if evaluates:
@@ -163,7 +164,6 @@ class RunLog:
         partial.replace(path)
         self.path, self.file = path, path.open("a", encoding="utf-8")
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-        self.wandb = WandbBoard(wandb, workdir) if wandb else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if self.file is None or self.board is None:

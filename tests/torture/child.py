@@ -24,12 +24,11 @@ import numpy as np
 from rb_jax import entry
 from rb_jax.data import loader
 from rb_jax.train import feed, loop, state
-from rb_jax.train.metrics import read_lines
+from rb_jax.train.metrics import is_timing, read_lines
 from rb_jax.train.stored import load_arrays, state_hash
 
 __all__ = ["loader", "loop"]  # imported for the children
 MODELS = {"edit": ("tests.train.fake", "FakeBrain")}
-TIMES = ("steps_per_second", "mfu", "input_wait")
 CONFIG = """
 from rb_jax.config import to_config_dict
 from tests.train import fake
@@ -109,7 +108,7 @@ def run(config: Path, workdir: Path, devices: int = 1, flags: Sequence[str] = ()
 def curve(workdir: Path) -> list[dict]:
     """The rows of the log, without starts and without what depends on time."""
     rows = [row for row in read_lines(workdir) if row["kind"] != "start"]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+    return [{k: v for k, v in row.items() if not is_timing(k)} for row in rows]
 
 
 def final_hash(workdir: Path) -> str:
