@@ -28,7 +28,7 @@ from rb_jax.types import ENCODERS, FeatureBatch, Features, Text
 
 # Of the files' layout and of all that is done to a picture or a text before an encoder sees it:
 # a change of either makes older caches unusable.
-VERSION = 1
+VERSION = 2
 _CHECKSUM_BYTES = 16
 _MAX_MANIFEST = 64 * 2**20
 

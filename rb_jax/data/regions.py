@@ -40,9 +40,9 @@ def segment(
 def _cells(pixels: np.ndarray, grid: int) -> Float[np.ndarray, "{grid} {grid} 3"]:
     """The mean colour of each cell."""
     block = pixels.shape[0] // grid
-    rows = np.add.reduceat(pixels, np.arange(0, pixels.shape[0], block), axis=0, dtype=np.float32)
-    both = np.add.reduceat(rows, np.arange(0, pixels.shape[1], block), axis=1)
-    return both / (block * block)
+    # Whole rows first, as integers: several times faster than float sums of single cells.
+    rows = pixels.reshape(grid, block, -1).sum(1, np.uint32).reshape(grid, grid, block, 3)
+    return rows.sum(2, np.uint32).astype(np.float32) / (block * block)
 
 
 def _colour(rgb: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from array_record.python import array_record_data_source
 from array_record.python import array_record_module as array_record  # pyright: ignore
 from jaxtyping import UInt8
 
-from rb_jax.data.images import decode_image, to_square
+from rb_jax.data.images import decode_resized
 from rb_jax.data.records import FEATURES, SCHEMA_VERSION, EditRecord, decode, encode
 from rb_jax.data.schema import CATEGORIES, EditExample
 from rb_jax.errors import InputError
@@ -351,7 +351,7 @@ class RecordSource:
         )
 
     def _square(self, picture: bytes, name: str) -> UInt8[np.ndarray, "S S 3"]:
-        return to_square(decode_image(picture, name), self._size)
+        return decode_resized(picture, name, self._size, self._size)
 
 
 def check_shard(path: Path, shard: Shard, verify: bool) -> None:
