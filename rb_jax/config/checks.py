@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,8 +64,15 @@ def check(config: Config) -> None:
         (0 <= flow.drop_source < 1, "flow.drop_source", "must be in [0, 1)"),
         (flow.logit_std > 0, "flow.logit_std", "must be positive"),
         (flow.guidance_range[0] <= flow.guidance_range[1], "flow.guidance_range", "low > high"),
-        (data.name not in ("folder", "records", "cache") or data.path != "", "data.path",
-         f"data.name={data.name!r} needs the path of its folder"),
+        (data.name not in ("folder", "records", "cache") or data.path != "" or data.mix != (),
+         "data.path", f"data.name={data.name!r} needs the path of its folder"
+         + (", or data.mix" if data.name == "records" else "")),
+        (not data.mix or (data.name == "records" and data.path == ""), "data.mix",
+         "is for data.name='records', in the place of data.path"),
+        (not data.mix or not data.prepare, "data.mix", "is read as it is: clear data.prepare"),
+        (all(path and 0 < weight < math.inf for path, weight in data.mix), "data.mix",
+         f"each is a folder and a weight above 0, got {data.mix}"),
+        (data.workers >= 0, "data.workers", f"must not be negative, got {data.workers}"),
         (0 <= train.ema_decay < 1, "train.ema_decay", "must be in [0, 1)"),
         (config.optimizer.warmup_steps < train.steps or train.steps == 0,
          "optimizer.warmup_steps", f"must be below train.steps={train.steps}"),

@@ -223,6 +223,9 @@ class DataConfig:
     name: Literal["reasonworld", "folder", "records", "cache", "synthetic"] = "reasonworld"
     inputs: Literal["pixels", "features"] = "pixels"
     path: str = ""
+    # In the place of path: (folder of records, weight) of each data set. Of all examples seen, each
+    # has its weight's share, whatever its size.
+    mix: tuple[tuple[str, float], ...] = ()
     split: str = "train"
     val_split: str = "val"
     count: int = 16_384  # distinct ReasonWorld examples; a folder has as many as it has
@@ -231,7 +234,7 @@ class DataConfig:
     # The tokenizer file of each tower; empty means the one shipped with the package.
     text_tokenizer: str = ""
     prompt_tokenizer: str = ""
-    workers: int = 0  # threads that make batches ahead of time; 0 is 2
+    workers: int = 0  # threads that read and decode ahead of time; 0 is 2
     # Make every example once, before training, with its latents; "" keeps them in the workdir.
     prepare: bool = True
     prepared_dir: str = ""

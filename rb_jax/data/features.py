@@ -22,6 +22,7 @@ from jaxtyping import Int
 
 from rb_jax.config import Config, differing_keys
 from rb_jax.data import loader
+from rb_jax.data.order import Order, whole
 from rb_jax.data.shards import Shard, check_shard, open_files, reason_of
 from rb_jax.errors import InputError
 from rb_jax.types import ENCODERS, FeatureBatch, Features, Text
@@ -218,8 +219,8 @@ class FeatureCache:
         threads: int = 2,
     ) -> Iterator[FeatureBatch]:
         """The endless stream of batches, in the order of ``loader.batches``."""
-        order = loader.Order(batch_size, seed, start_step, rows)
-        return loader.ordered(len(self), order, self.__getitem__, threads)
+        order = Order(batch_size, seed, start_step, rows)
+        return loader.ordered(whole(len(self)), order, self.__getitem__, threads)
 
     def check(self, config: Config) -> None:
         """InputError naming the values in which a configuration would make other features."""

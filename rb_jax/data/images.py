@@ -153,7 +153,7 @@ def _resized(image: Image.Image, shape: tuple[int, int], keep: tuple[float, floa
         image.load()
     turned = _turned(image)
     if turned > 4:
-        shape, keep = shape[::-1], keep[::-1]
+        shape, keep = (shape[1], shape[0]), (keep[1], keep[0])
     (height, width), (keep_y, keep_x) = shape, keep
     extent: tuple[float, ...] = image.size
     if jpeg:

@@ -281,6 +281,8 @@ class Records:
         """
         self.folder = Path(folder)
         self.manifest = read_manifest(folder, split)
+        if not self.manifest.shards:
+            raise InputError(f"{folder}: the split {split!r} has no examples")
         for shard in self.manifest.shards:
             check_shard(self.folder / shard.file, shard, verify)
         self._starts = np.cumsum([0, *(s.examples for s in self.manifest.shards)])
@@ -332,13 +334,10 @@ class RecordSource:
 
     def __getitem__(self, index: int, /) -> EditExample:
         """Example ``index``, pictures stretched to the size; InputError names a broken record."""
-        return self._example(self.records[index])
+        return self.example(self.records[index])
 
-    def __getitems__(self, indices: Sequence[int], /) -> list[EditExample]:
-        """The examples with these indices, read together."""
-        return [self._example(record) for record in self.records.__getitems__(indices)]
-
-    def _example(self, record: EditRecord) -> EditExample:
+    def example(self, record: EditRecord) -> EditExample:
+        """A record with its pictures decoded."""
         target = record.target
         return EditExample(
             id=record.id,
