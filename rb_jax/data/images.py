@@ -336,7 +336,7 @@ def _flatten(image: Image.Image) -> Image.Image:
             image, ImageCms.createProfile("LAB"), target, outputMode="RGB"
         )
         return image.convert("RGB") if rgb is None else rgb
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8bit(image: Image.Image) -> UInt8[np.ndarray, "H W"]:

@@ -8,6 +8,7 @@ uninterrupted run would have seen.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -137,6 +138,9 @@ def batches(
     pool = ThreadPoolExecutor(config.data.workers or 2)
 
     def make(numbers: np.ndarray) -> Batch:
-        return collate(take(source, numbers, lambda f, values: pool.map(f, values)))
+        examples = take(source, numbers, lambda f, values: pool.map(f, values))
+        regions = pool.map(collate.segment, examples)
+        pairs = zip(examples, regions, strict=True)
+        return collate([dataclasses.replace(e, regions=r) for e, r in pairs])
 
     return ordered(groups_of(source), order, make)

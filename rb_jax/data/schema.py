@@ -15,6 +15,10 @@ def category_number(name: str) -> int:
     return CATEGORIES.index(name) if name in CATEGORIES else -1
 
 
+# Masks, and which of them hold a region.
+Regions = tuple[Bool[np.ndarray, "R G G"], Bool[np.ndarray, " R"]]
+
+
 @dataclasses.dataclass(frozen=True)
 class EditExample:
     """A picture, a hypothetical instruction and, when it is known, the picture that answers it.
@@ -32,4 +36,4 @@ class EditExample:
     source: UInt8[np.ndarray, "S S 3"]
     target: UInt8[np.ndarray, "S S 3"] | None = None
     target_caption: str | None = None
-    regions: tuple[Bool[np.ndarray, "R G G"], Bool[np.ndarray, " R"]] | None = None
+    regions: Regions | None = None
