@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -188,6 +189,12 @@ class ModelConfig:
             return self.sam.image_size // self.sam.patch_size
         return image_size // self.regions.stride
 
+    @property
+    def pixel_multiple(self) -> int:
+        """What a picture's sides must be multiples of: whole tokens, whole cells of regions."""
+        token = 2 ** (len(self.autoencoder.channel_mult) - 1) * self.mmdit.patch_size
+        return math.lcm(token, self.regions.stride) if self.regions.encoder == "stem" else token
+
 
 @dataclass(frozen=True)
 class FlowConfig:
@@ -231,6 +238,10 @@ class DataConfig:
     count: int = 16_384  # distinct ReasonWorld examples; a folder has as many as it has
     seed: int = 0
     image_size: int = 64
+    # Shapes (height, width) of batches, each picture in the nearest (rb_jax.data.buckets); or how
+    # many to derive, of about image_size squared pixels. Empty and 0: squares.
+    buckets: tuple[tuple[int, int], ...] = ()
+    bucket_count: int = 0
     # The tokenizer file of each tower; empty means the one shipped with the package.
     text_tokenizer: str = ""
     prompt_tokenizer: str = ""

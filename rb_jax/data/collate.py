@@ -31,7 +31,8 @@ class ArrayCollator:
         self.prompt_length = model.mllm.max_length
         self.max_objects = model.frce.max_objects
         self.max_regions = model.regions.max_regions
-        self.grid = model.region_grid(data.image_size)
+        self.image_size = data.image_size
+        self.grid = model.region_grid(data.image_size)  # of a picture of that size
         for key, size, tokenizer in [
             ("model.text.vocab_size", model.text.vocab_size, self.text_tokenizer),
             ("model.mllm.vocab_size", model.mllm.vocab_size, self.prompt_tokenizer),
@@ -66,7 +67,8 @@ class ArrayCollator:
 
     def segment(self, example: EditExample) -> Regions:
         """The regions of its source: those that it comes with, else the grid's."""
-        return example.regions or segment(example.source, self.grid, self.max_regions)
+        grid = self.grid * example.source.shape[0] // self.image_size
+        return example.regions or segment(example.source, grid, self.max_regions)
 
     def _instructions(self, examples: Sequence[EditExample]) -> tuple[Rows, Rows]:
         """The instructions for the text tower [B T] and for the language model [B L]."""

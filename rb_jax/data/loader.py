@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rb_jax.config import Config, DataConfig
+from rb_jax.data.buckets import Shape, bucket_shapes
 from rb_jax.data.collate import ArrayCollator
 from rb_jax.data.mixture import Mixture
 from rb_jax.data.order import Groups, Order, numbering, whole
@@ -72,12 +73,16 @@ def from_world(example: Example) -> EditExample:
     )
 
 
-def open_source(data: DataConfig, split: str) -> Source:
-    """The data set that the configuration names; InputError if it is not there or is broken."""
+def open_source(data: DataConfig, split: str, shapes: tuple[Shape, ...] = ()) -> Source:
+    """The data set that the configuration names; InputError if it is not there or is broken.
+
+    ``shapes`` are those of the buckets, for records.
+    """
     if data.name == "folder":
         return Reason50K(data.path, split, data.image_size)
     if data.name == "records":
-        return Mixture(data.mix or ((data.path, 1.0),), split, data.image_size)
+        mix = data.mix or ((data.path, 1.0),)
+        return Mixture(mix, split, data.image_size, shapes)
     return WorldSource(data, split)
 
 
@@ -133,7 +138,8 @@ def batches(
 
     Records are read a batch at a time; ``config.data.workers`` threads make examples of them.
     """
-    source, collate = open_source(config.data, split), Collator(config)
+    source = open_source(config.data, split, bucket_shapes(config))
+    collate = Collator(config)
     order = Order(config.train.batch_size, config.data.seed, start_step, rows)
     pool = ThreadPoolExecutor(config.data.workers or 2)
 

@@ -40,11 +40,11 @@ CHUNK = 64  # examples made, or encoded, at a time
 POOL_FROM = 1024  # examples from which starting two more processes pays off
 # What the values depend on besides the configuration: a change of this code makes new folders.
 _CODE = (
-    "collate.py", "images.py", "loader.py", "manifests.py", "mixture.py", "objects.py",
-    "reason50k.py", "records.py", "regions.py", "shards.py", "text.py",
+    "buckets.py", "collate.py", "images.py", "loader.py", "manifests.py", "mixture.py",
+    "objects.py", "reason50k.py", "records.py", "regions.py", "shards.py", "text.py",
 )  # fmt: skip
 
-EncodeLatents = Callable[[UInt8[np.ndarray, "B S S 3"]], Float[Any, "B H W C"]]
+EncodeLatents = Callable[[UInt8[np.ndarray, "B Y X 3"]], Float[Any, "B H W C"]]
 
 
 class Prepared:

@@ -118,7 +118,9 @@ def cache_features(
 def _pointed_at(config: Config, data: Path, split: str) -> Config:
     """The configuration, reading this data set."""
     name = "records" if splits_in(data) else "folder"
-    given = dataclasses.replace(config.data, name=name, path=str(data), mix=(), split=split)
+    given = dataclasses.replace(
+        config.data, name=name, path=str(data), mix=(), buckets=(), bucket_count=0, split=split
+    )
     return dataclasses.replace(config, data=given)
 
 
