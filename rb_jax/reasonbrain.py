@@ -112,7 +112,7 @@ class ReasonBrain(nnx.Module):
             return masked_pool(self.sam.encode(batch.source, remat), batch.regions)
         return self.regions(batch.source, batch.regions)
 
-    def encode_latents(self, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B H W C"]:
+    def encode_latents(self, images: UInt8[Array, "B Y X 3"]) -> Float[Array, "B H W C"]:
         """Latents of pictures, shifted and scaled to about unit variance; no gradient."""
         return jax.lax.stop_gradient(self.autoencoder.encode(to_float(images)))
 
@@ -191,7 +191,7 @@ class ReasonBrain(nnx.Module):
         steps: int | None = None,
         guidance: float | Float[Array, ""] | None = None,
         true_cfg: float | None = None,
-    ) -> Float[Array, "B S S 3"]:
+    ) -> Float[Array, "B Y X 3"]:
         """Edited pictures in [-1, 1]; as ``sample_latents``, decoded."""
         return self.autoencoder.decode(self.sample_latents(batch, rng, steps, guidance, true_cfg))
 

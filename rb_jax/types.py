@@ -5,9 +5,10 @@
 
 Axis legend (one letter names an axis everywhere in the package):
 
-    B  batch                      S  image side, pixels             C  channels / width of a stage
+    B  batch                      Y X  image height, width, pixels  C  channels / width of a stage
     P  patch tokens of the image encoder, no class token            E  the same with the class token
-    R  regions a picture          G  side of the region-mask grid   V  visual cues (P + R)
+    R  regions a picture          G_y G_x  cells of the region-mask grid, down and across
+    V  visual cues (P + R)
     O  objects of an instruction
     T  text tokens (CLIP)         L  text tokens (language model)   K  tokens of one object's name
     I  [IMG] tokens               Q  learnable queries              M  conditioning tokens
@@ -72,13 +73,13 @@ class Batch:
     latents (shifted and scaled posterior means), present when they were computed ahead of time.
     """
 
-    source: UInt8[Array, "B S S 3"]
-    target: UInt8[Array, "B S S 3"] | None
+    source: UInt8[Array, "B Y X 3"]
+    target: UInt8[Array, "B Y X 3"] | None
     text: Text  # [B T], for the CLIP text tower
     prompt: Text  # [B L], for the language model
     objects: Text  # [B O K], names of the objects in the instruction, for the CLIP text tower
     object_mask: Bool[Array, "B O"]
-    regions: Bool[Array, "B R G G"]
+    regions: Bool[Array, "B R G_y G_x"]
     region_mask: Bool[Array, "B R"]
     source_latent: Float[Array, "B H W C"] | None = None
     target_latent: Float[Array, "B H W C"] | None = None

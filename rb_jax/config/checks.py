@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ def check(config: Config) -> None:
     downsampling = 2 ** (len(vae.channel_mult) - 1)
     pixels_a_token = downsampling * mmdit.patch_size
     tokens = dataclasses.replace(mmdit, in_width=0).token_width(vae.latent_channels)
+    bucketed = data.buckets != () or data.bucket_count != 0
     rules = [
         (vision.image_size % vision.patch_size == 0, "model.vision.patch_size",
          f"{vision.patch_size} does not divide model.vision.image_size={vision.image_size}"),
@@ -63,8 +65,25 @@ def check(config: Config) -> None:
         (0 <= flow.drop_source < 1, "flow.drop_source", "must be in [0, 1)"),
         (flow.logit_std > 0, "flow.logit_std", "must be positive"),
         (flow.guidance_range[0] <= flow.guidance_range[1], "flow.guidance_range", "low > high"),
-        (data.name not in ("folder", "records", "cache") or data.path != "", "data.path",
-         f"data.name={data.name!r} needs the path of its folder"),
+        (data.name not in ("folder", "records", "cache") or data.path != "" or data.mix != (),
+         "data.path", f"data.name={data.name!r} needs the path of its folder"
+         + (", or data.mix" if data.name == "records" else "")),
+        (not data.mix or (data.name == "records" and data.path == ""), "data.mix",
+         "is for data.name='records', in the place of data.path"),
+        (not data.mix or not data.prepare, "data.mix", "is read as it is: clear data.prepare"),
+        (all(path and 0 < weight < math.inf for path, weight in data.mix), "data.mix",
+         f"each is a folder and a weight above 0, got {data.mix}"),
+        (data.bucket_count >= 0, "data.bucket_count", "must not be negative"),
+        (not (data.buckets and data.bucket_count), "data.bucket_count",
+         "and data.buckets are two ways to say the same: set one"),
+        (all(n > 0 and n % model.pixel_multiple == 0 for shape in data.buckets for n in shape),
+         "data.buckets", f"{data.buckets} are not all multiples of {model.pixel_multiple}"),
+        (len(set(data.buckets)) == len(data.buckets), "data.buckets", "a shape comes twice"),
+        (not bucketed or (data.name == "records" and not data.prepare), "data.buckets",
+         "needs data.name='records', read as it is: clear data.prepare"),
+        (not bucketed or model.regions.encoder == "stem", "data.buckets",
+         "needs model.regions.encoder='stem': SAM's grid is square"),
+        (data.workers >= 0, "data.workers", f"must not be negative, got {data.workers}"),
         (0 <= train.ema_decay < 1, "train.ema_decay", "must be in [0, 1)"),
         (config.optimizer.warmup_steps < train.steps or train.steps == 0,
          "optimizer.warmup_steps", f"must be below train.steps={train.steps}"),

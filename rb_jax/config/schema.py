@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -188,6 +189,12 @@ class ModelConfig:
             return self.sam.image_size // self.sam.patch_size
         return image_size // self.regions.stride
 
+    @property
+    def pixel_multiple(self) -> int:
+        """What a picture's sides must be multiples of: whole tokens, whole cells of regions."""
+        token = 2 ** (len(self.autoencoder.channel_mult) - 1) * self.mmdit.patch_size
+        return math.lcm(token, self.regions.stride) if self.regions.encoder == "stem" else token
+
 
 @dataclass(frozen=True)
 class FlowConfig:
@@ -223,15 +230,22 @@ class DataConfig:
     name: Literal["reasonworld", "folder", "records", "cache", "synthetic"] = "reasonworld"
     inputs: Literal["pixels", "features"] = "pixels"
     path: str = ""
+    # In the place of path: (folder of records, weight) of each data set. Of all examples seen, each
+    # has its weight's share, whatever its size.
+    mix: tuple[tuple[str, float], ...] = ()
     split: str = "train"
     val_split: str = "val"
     count: int = 16_384  # distinct ReasonWorld examples; a folder has as many as it has
     seed: int = 0
     image_size: int = 64
+    # Shapes (height, width) of batches, each picture in the nearest (rb_jax.data.buckets); or how
+    # many to derive, of about image_size squared pixels. Empty and 0: squares.
+    buckets: tuple[tuple[int, int], ...] = ()
+    bucket_count: int = 0
     # The tokenizer file of each tower; empty means the one shipped with the package.
     text_tokenizer: str = ""
     prompt_tokenizer: str = ""
-    workers: int = 0  # threads that make batches ahead of time; 0 is 2
+    workers: int = 0  # threads that read and decode ahead of time; 0 is 2
     # Make every example once, before training, with its latents; "" keeps them in the workdir.
     prepare: bool = True
     prepared_dir: str = ""

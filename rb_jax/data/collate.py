@@ -13,7 +13,7 @@ import numpy as np
 from rb_jax.config import Config
 from rb_jax.data.objects import extract_objects
 from rb_jax.data.regions import segment
-from rb_jax.data.schema import EditExample, category_number
+from rb_jax.data.schema import EditExample, Regions, category_number
 from rb_jax.data.text import Rows, Tokenizer, check_instruction
 from rb_jax.errors import InputError
 
@@ -31,7 +31,8 @@ class ArrayCollator:
         self.prompt_length = model.mllm.max_length
         self.max_objects = model.frce.max_objects
         self.max_regions = model.regions.max_regions
-        self.grid = model.region_grid(data.image_size)
+        self.image_size = data.image_size
+        self.grid = model.region_grid(data.image_size)  # of a picture of that size
         for key, size, tokenizer in [
             ("model.text.vocab_size", model.text.vocab_size, self.text_tokenizer),
             ("model.mllm.vocab_size", model.mllm.vocab_size, self.prompt_tokenizer),
@@ -48,7 +49,7 @@ class ArrayCollator:
         """
         text, prompt = self._instructions(examples)
         objects, object_mask = self._objects(examples)
-        regions = [e.regions or segment(e.source, self.grid, self.max_regions) for e in examples]
+        regions = [self.segment(example) for example in examples]
         targets = [e.target for e in examples if e.target is not None]
         if targets and len(targets) != len(examples):
             raise ValueError("either all examples of a batch have a target, or none has")
@@ -63,6 +64,11 @@ class ArrayCollator:
             "regions": np.stack([masks for masks, _ in regions]),
             "region_mask": np.stack([valid for _, valid in regions]),
         }
+
+    def segment(self, example: EditExample) -> Regions:
+        """The regions of its source: those that it comes with, else the grid's."""
+        grid = self.grid * example.source.shape[0] // self.image_size
+        return example.regions or segment(example.source, grid, self.max_regions)
 
     def _instructions(self, examples: Sequence[EditExample]) -> tuple[Rows, Rows]:
         """The instructions for the text tower [B T] and for the language model [B L]."""

@@ -22,13 +22,14 @@ from jaxtyping import Int
 
 from rb_jax.config import Config, differing_keys
 from rb_jax.data import loader
+from rb_jax.data.order import Order, whole
 from rb_jax.data.shards import Shard, check_shard, open_files, reason_of
 from rb_jax.errors import InputError
 from rb_jax.types import ENCODERS, FeatureBatch, Features, Text
 
 # Of the files' layout and of all that is done to a picture or a text before an encoder sees it:
 # a change of either makes older caches unusable.
-VERSION = 1
+VERSION = 2
 _CHECKSUM_BYTES = 16
 _MAX_MANIFEST = 64 * 2**20
 
@@ -218,8 +219,8 @@ class FeatureCache:
         threads: int = 2,
     ) -> Iterator[FeatureBatch]:
         """The endless stream of batches, in the order of ``loader.batches``."""
-        order = loader.Order(batch_size, seed, start_step, rows)
-        return loader.ordered(len(self), order, self.__getitem__, threads)
+        order = Order(batch_size, seed, start_step, rows)
+        return loader.ordered(whole(len(self)), order, self.__getitem__, threads)
 
     def check(self, config: Config) -> None:
         """InputError naming the values in which a configuration would make other features."""

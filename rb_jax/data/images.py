@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,6 +31,7 @@ from PIL import (
 
 from rb_jax.errors import InputError
 
+T = TypeVar("T")
 Picture = Image.Image | np.ndarray | str | os.PathLike[str]
 
 MAX_PIXELS = 40_000_000
@@ -55,7 +59,7 @@ _WRITERS = {
     ".tiff": ("TIFF", {}),
 }
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
+_UPRIGHT = {  # how a stored picture is turned to stand as it should; from 5 on, sides swap
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -68,6 +72,11 @@ _UPRIGHT = {
 
 def open_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
     """The picture in a file, upright, as 8-bit sRGB; InputError if there is none to be had."""
+    return decode_image(read_picture(path), str(path))
+
+
+def read_picture(path: str | os.PathLike[str]) -> bytes:
+    """The content of a picture's file; InputError if it cannot be read or is too large."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -78,12 +87,11 @@ def open_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
             raise InputError(f"{path}: is not a regular file; give the path of a picture")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; use a smaller file")
-        data = path.read_bytes()
+        return path.read_bytes()
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         raise InputError(f"{str(path)!r}: cannot be read ({_reason(error)})") from error
-    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
@@ -93,6 +101,37 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     an embedded colour profile are applied, 16-bit values are scaled (not clipped) to 8 bits.
     Raises InputError for another format, a damaged file, or more than 40 megapixels.
     """
+    return _decoded(data, name, to_pixels)
+
+
+def decode_resized(
+    data: bytes, name: str, height: int, width: int, keep: tuple[float, float] = (1.0, 1.0)
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """As ``decode_image``, then stretched to a size, antialiased (bicubic).
+
+    ``keep`` is the share of the height and of the width that is used, about the centre. A JPEG
+    that is at least twice as large both ways is decoded at 1/2, 1/4 or 1/8 of its size: nearly the
+    same pixels in a fraction of the time.
+    """
+    return _decoded(data, name, lambda image: _resized(image, (height, width), keep))
+
+
+def picture_size(data: bytes, name: str) -> tuple[int, int]:
+    """Height and width of the upright picture, from its header; InputError as ``decode_image``."""
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            return height, width  # of the picture as turned
+        if isinstance(image, PngImagePlugin.PngImageFile) and "exif" not in image.info:
+            return height, width  # Pillow would decode it all to look for EXIF at its end
+        return (width, height) if _turned(image) > 4 else (height, width)
+
+    return _decoded(data, name, size)
+
+
+def _decoded(data: bytes, name: str, read: Callable[[Image.Image], T]) -> T:
+    """What ``read`` gives for the opened, not yet decoded picture, once its size is checked."""
     plugin = _plugin(data, name)
     # Damaged files raise nearly every exception there is from inside Pillow, hence the width.
     try:
@@ -102,10 +141,31 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     with image:
         _check_size(image, name)
         try:
-            pixels = to_pixels(image)
+            return read(image)
         except Exception as error:
             raise InputError(f"{name}: damaged or cut-off picture ({_reason(error)})") from error
-    return pixels
+
+
+def _resized(image: Image.Image, shape: tuple[int, int], keep: tuple[float, float]) -> np.ndarray:
+    """Resized as it is stored and then turned upright: the smaller picture is turned faster."""
+    jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
+    if not jpeg:  # TIFF is turned by loading it; a PNG may have its EXIF at the end
+        image.load()
+    turned = _turned(image)
+    if turned > 4:
+        shape, keep = (shape[1], shape[0]), (keep[1], keep[0])
+    (height, width), (keep_y, keep_x) = shape, keep
+    extent: tuple[float, ...] = image.size
+    if jpeg:
+        scaled = image.draft(None, (math.ceil(width / keep_x), math.ceil(height / keep_y)))
+        extent = scaled[1][2:] if scaled else extent  # the last pixels may be only partly covered
+        image.load()
+    image = _flatten(_to_srgb(image))
+    (left, right), (top, bottom) = (
+        (n * (1 - k) / 2, n * (1 + k) / 2) for n, k in zip(extent, (keep_x, keep_y), strict=True)
+    )
+    image = image.resize((width, height), Image.Resampling.BICUBIC, (left, top, right, bottom))
+    return np.array(image.transpose(_UPRIGHT[turned]) if turned > 1 else image, dtype=np.uint8)
 
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
@@ -226,13 +286,18 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise InputError(f"{name}: {width} x {height} pixels; the limit is {limit}: scale it down")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turned(image: Image.Image) -> int:
+    """The EXIF orientation: a key of _UPRIGHT, or 1."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a picture with unreadable EXIF is still a picture
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else _keep_info(image.transpose(method), image)
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turned = _turned(image)
+    return image if turned == 1 else _keep_info(image.transpose(_UPRIGHT[turned]), image)
 
 
 def _keep_info(image: Image.Image, original: Image.Image) -> Image.Image:
@@ -271,7 +336,7 @@ def _flatten(image: Image.Image) -> Image.Image:
             image, ImageCms.createProfile("LAB"), target, outputMode="RGB"
         )
         return image.convert("RGB") if rgb is None else rgb
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8bit(image: Image.Image) -> UInt8[np.ndarray, "H W"]:

@@ -29,6 +29,7 @@ from jaxtyping import Float, Int, UInt8
 from rb_jax.config import Config
 from rb_jax.data import loader, shards
 from rb_jax.data.collate import OBJECT_TOKENS
+from rb_jax.data.order import Order, whole
 from rb_jax.data.reason50k import read_manifest
 from rb_jax.errors import InputError
 from rb_jax.progress import progress_bar
@@ -39,11 +40,11 @@ CHUNK = 64  # examples made, or encoded, at a time
 POOL_FROM = 1024  # examples from which starting two more processes pays off
 # What the values depend on besides the configuration: a change of this code makes new folders.
 _CODE = (
-    "collate.py", "images.py", "loader.py", "manifests.py", "objects.py", "reason50k.py",
-    "records.py", "regions.py", "shards.py", "text.py",
+    "buckets.py", "collate.py", "images.py", "loader.py", "manifests.py", "mixture.py",
+    "objects.py", "reason50k.py", "records.py", "regions.py", "shards.py", "text.py",
 )  # fmt: skip
 
-EncodeLatents = Callable[[UInt8[np.ndarray, "B S S 3"]], Float[Any, "B H W C"]]
+EncodeLatents = Callable[[UInt8[np.ndarray, "B Y X 3"]], Float[Any, "B H W C"]]
 
 
 class Prepared:
@@ -78,8 +79,8 @@ class Prepared:
         rows: Int[np.ndarray, " R"] | None = None,
     ) -> Iterator[Batch]:
         """The endless stream of batches, in the order of ``loader.batches``."""
-        order = loader.Order(batch_size, seed, start_step, rows)
-        return loader.ordered(len(self), order, self.__getitem__, threads=1)
+        order = Order(batch_size, seed, start_step, rows)
+        return loader.ordered(whole(len(self)), order, self.__getitem__, threads=1)
 
 
 def prepare(

@@ -16,7 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rb_jax.data.images import open_image, save_image, to_square
+import numpy as np
+from jaxtyping import UInt8
+
+from rb_jax.data.images import decode_resized, read_picture, save_image
 from rb_jax.data.manifests import (
     Files,
     checked_instruction,
@@ -65,10 +68,13 @@ class Reason50K:
             category=record.category,
             instruction=record.instruction,
             objects=record.objects,
-            source=to_square(open_image(record.source), self._size),
-            target=to_square(open_image(record.target), self._size),
+            source=self._square(record.source),
+            target=self._square(record.target),
             target_caption=record.target_caption,
         )
+
+    def _square(self, path: Path) -> UInt8[np.ndarray, "S S 3"]:
+        return decode_resized(read_picture(path), str(path), self._size, self._size)
 
 
 def read_manifest(root: str | os.PathLike[str], split: str) -> list[Record]:

@@ -15,34 +15,36 @@ MIN_CELLS = 2
 
 
 def segment(
-    pixels: UInt8[np.ndarray, "S S 3"], grid: int, max_regions: int
-) -> tuple[Bool[np.ndarray, "{max_regions} {grid} {grid}"], Bool[np.ndarray, " {max_regions}"]]:
-    """Region masks on a grid x grid raster, and which of the rows hold a region.
+    pixels: UInt8[np.ndarray, "Y X 3"], grid: int, max_regions: int
+) -> tuple[Bool[np.ndarray, "{max_regions} {grid} G_x"], Bool[np.ndarray, " {max_regions}"]]:
+    """Region masks on a raster of ``grid`` square cells down, and which of the rows hold a region.
 
     Regions do not overlap and come largest first, then by position (row-major first cell).
-    Deterministic. Raises ValueError if the side is not a multiple of ``grid``.
+    Deterministic. Raises ValueError if such cells do not fill the
+    picture.
     """
-    side = pixels.shape[0]
-    if pixels.shape[1] != side or side % grid:
-        raise ValueError(f"a square with a side that {grid} divides is needed, got {pixels.shape}")
-    labels = _merge(_colour(_cells(pixels, grid)))
+    height, width = pixels.shape[:2]
+    if height % grid or width % (height // grid):
+        raise ValueError(f"{grid} rows of square cells do not fill a picture of {pixels.shape}")
+    shape = grid, width // (height // grid)
+    labels = _merge(_colour(_cells(pixels, shape)))
     roots, first, counts = np.unique(labels, return_index=True, return_counts=True)
     order = np.lexsort((first, -counts))
-    kept = [roots[i] for i in order if counts[i] >= min(MIN_CELLS, grid * grid)][:max_regions]
-    masks = np.zeros((max_regions, grid, grid), bool)
+    kept = [roots[i] for i in order if counts[i] >= min(MIN_CELLS, len(labels))][:max_regions]
+    masks = np.zeros((max_regions, *shape), bool)
     valid = np.zeros(max_regions, bool)
     for row, root in enumerate(kept):
-        masks[row] = (labels == root).reshape(grid, grid)
+        masks[row] = (labels == root).reshape(shape)
     valid[: len(kept)] = True
     return masks, valid
 
 
-def _cells(pixels: np.ndarray, grid: int) -> Float[np.ndarray, "{grid} {grid} 3"]:
+def _cells(pixels: np.ndarray, shape: tuple[int, int]) -> Float[np.ndarray, "G_y G_x 3"]:
     """The mean colour of each cell."""
-    block = pixels.shape[0] // grid
-    rows = np.add.reduceat(pixels, np.arange(0, pixels.shape[0], block), axis=0, dtype=np.float32)
-    both = np.add.reduceat(rows, np.arange(0, pixels.shape[1], block), axis=1)
-    return both / (block * block)
+    (rows, columns), block = shape, pixels.shape[0] // shape[0]
+    # Whole rows first, as integers: several times faster than float sums of single cells.
+    sums = pixels.reshape(rows, block, -1).sum(1, np.uint32).reshape(rows, columns, block, 3)
+    return sums.sum(2, np.uint32).astype(np.float32) / (block * block)
 
 
 def _colour(rgb: np.ndarray) -> np.ndarray:
@@ -53,9 +55,9 @@ def _colour(rgb: np.ndarray) -> np.ndarray:
 
 
 def _merge(colour: np.ndarray) -> np.ndarray:
-    """Union-find over the grid's edges; [G*G] root of every cell."""
-    grid = colour.shape[0]
-    index = np.arange(grid * grid).reshape(grid, grid)
+    """Union-find over the grid's edges; [G_y*G_x] root of every cell."""
+    cells = colour.shape[0] * colour.shape[1]
+    index = np.arange(cells).reshape(colour.shape[:2])
     across = np.linalg.norm(colour[:, 1:] - colour[:, :-1], axis=-1).ravel()
     down = np.linalg.norm(colour[1:] - colour[:-1], axis=-1).ravel()
     weights = np.concatenate([across, down])
@@ -64,9 +66,9 @@ def _merge(colour: np.ndarray) -> np.ndarray:
     order = np.argsort(weights, kind="stable")
     # Plain lists: indexing single NumPy elements would be several times slower.
     edges = zip(left[order].tolist(), right[order].tolist(), weights[order].tolist(), strict=True)
-    parent = list(range(grid * grid))
-    size = [1] * (grid * grid)
-    limit = [SLACK] * (grid * grid)
+    parent = list(range(cells))
+    size = [1] * cells
+    limit = [SLACK] * cells
     for a, b, weight in edges:
         while parent[a] != a:
             parent[a] = a = parent[parent[a]]

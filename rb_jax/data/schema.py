@@ -15,13 +15,18 @@ def category_number(name: str) -> int:
     return CATEGORIES.index(name) if name in CATEGORIES else -1
 
 
+# Masks, and which of them hold a region.
+Regions = tuple[Bool[np.ndarray, "R G_y G_x"], Bool[np.ndarray, " R"]]
+
+
 @dataclasses.dataclass(frozen=True)
 class EditExample:
     """A picture, a hypothetical instruction and, when it is known, the picture that answers it.
 
-    Pictures are sRGB squares of the data set's size. ``objects`` are the things that the
-    instruction names, in its order; empty when nobody extracted them. ``regions`` are masks on the
-    model's grid and which of them hold a region; None leaves them to rb_jax.data.regions.
+    Pictures are sRGB, both of one size: squares of the data set's, or of a bucket's shape.
+    ``objects`` are the things that the instruction names, in its order; empty when nobody extracted
+    them. ``regions`` are masks on the model's grid and which of them hold a region; None leaves
+    them to rb_jax.data.regions.
     ``category`` is one of CATEGORIES, or empty for data sets that have others or none.
     """
 
@@ -29,7 +34,7 @@ class EditExample:
     category: str
     instruction: str
     objects: tuple[str, ...]
-    source: UInt8[np.ndarray, "S S 3"]
-    target: UInt8[np.ndarray, "S S 3"] | None = None
+    source: UInt8[np.ndarray, "Y X 3"]
+    target: UInt8[np.ndarray, "Y X 3"] | None = None
     target_caption: str | None = None
-    regions: tuple[Bool[np.ndarray, "R G G"], Bool[np.ndarray, " R"]] | None = None
+    regions: Regions | None = None

@@ -22,7 +22,8 @@ from array_record.python import array_record_data_source
 from array_record.python import array_record_module as array_record  # pyright: ignore
 from jaxtyping import UInt8
 
-from rb_jax.data.images import decode_image, to_square
+from rb_jax.data.buckets import Shape, kept
+from rb_jax.data.images import decode_resized, picture_size
 from rb_jax.data.records import FEATURES, SCHEMA_VERSION, EditRecord, decode, encode
 from rb_jax.data.schema import CATEGORIES, EditExample
 from rb_jax.errors import InputError
@@ -281,6 +282,8 @@ class Records:
         """
         self.folder = Path(folder)
         self.manifest = read_manifest(folder, split)
+        if not self.manifest.shards:
+            raise InputError(f"{folder}: the split {split!r} has no examples")
         for shard in self.manifest.shards:
             check_shard(self.folder / shard.file, shard, verify)
         self._starts = np.cumsum([0, *(s.examples for s in self.manifest.shards)])
@@ -325,33 +328,36 @@ class RecordSource:
     def __init__(self, folder: str | os.PathLike[str], split: str, size: int):
         """InputError as ``Records``."""
         self.records = Records(folder, split)
-        self._size = size
+        self._shape = (size, size)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int, /) -> EditExample:
         """Example ``index``, pictures stretched to the size; InputError names a broken record."""
-        return self._example(self.records[index])
+        return self.example(self.records[index])
 
-    def __getitems__(self, indices: Sequence[int], /) -> list[EditExample]:
-        """The examples with these indices, read together."""
-        return [self._example(record) for record in self.records.__getitems__(indices)]
+    def example(self, record: EditRecord, shape: Shape | None = None) -> EditExample:
+        """A record with its pictures decoded: stretched to the size, or covering ``shape``.
 
-    def _example(self, record: EditRecord) -> EditExample:
-        target = record.target
+        The target is cut exactly as the source.
+        """
+        target, keep = record.target, (1.0, 1.0)
+        if shape is not None:
+            keep = kept(picture_size(record.source, f"{record.id}: source"), shape)
+
+        def decoded(picture: bytes, which: str) -> UInt8[np.ndarray, "Y X 3"]:
+            return decode_resized(picture, f"{record.id}: {which}", *(shape or self._shape), keep)
+
         return EditExample(
             id=record.id,
             category=record.category if record.category in CATEGORIES else "",
             instruction=record.instruction,
             objects=record.objects,
-            source=self._square(record.source, f"{record.id}: source"),
-            target=None if target is None else self._square(target, f"{record.id}: target"),
+            source=decoded(record.source, "source"),
+            target=None if target is None else decoded(target, "target"),
             target_caption=record.target_caption,
         )
-
-    def _square(self, picture: bytes, name: str) -> UInt8[np.ndarray, "S S 3"]:
-        return to_square(decode_image(picture, name), self._size)
 
 
 def check_shard(path: Path, shard: Shard, verify: bool) -> None:

@@ -118,7 +118,9 @@ def cache_features(
 def _pointed_at(config: Config, data: Path, split: str) -> Config:
     """The configuration, reading this data set."""
     name = "records" if splits_in(data) else "folder"
-    given = dataclasses.replace(config.data, name=name, path=str(data), split=split)
+    given = dataclasses.replace(
+        config.data, name=name, path=str(data), mix=(), buckets=(), bucket_count=0, split=split
+    )
     return dataclasses.replace(config, data=given)
 
 
@@ -186,7 +188,7 @@ def _read(source: loader.Source, numbers: range, batch_size: int) -> Iterator[li
     """Examples with their targets, decoded ahead by threads."""
 
     def take(start: int) -> list[EditExample]:
-        examples = list(loader.take(source, range(start, min(start + batch_size, numbers.stop))))
+        examples = loader.take(source, range(start, min(start + batch_size, numbers.stop)))
         for example in examples:
             if example.target is None:
                 raise InputError(f"example {example.id}: has no target to learn from")

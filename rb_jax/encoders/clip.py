@@ -19,10 +19,10 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 EMBEDDING_INIT = nnx.initializers.normal(0.02)
 
 
-def preprocess(images: UInt8[Array, "B S S 3"], size: int) -> Float[Array, "B Z Z 3"]:
+def preprocess(images: UInt8[Array, "B Y X 3"], size: int) -> Float[Array, "B Z Z 3"]:
     """Antialiased bicubic resize to ``size`` and CLIP's normalisation of the channels."""
     pixels = images.astype(jnp.float32) / 255.0
-    if images.shape[1] != size:
+    if images.shape[1:3] != (size, size):
         shape = (images.shape[0], size, size, 3)
         pixels = jnp.clip(jax.image.resize(pixels, shape, "cubic", antialias=True), 0.0, 1.0)
     return (pixels - jnp.array(MEAN)) / jnp.array(STD)
@@ -70,7 +70,7 @@ class CLIPVision(nnx.Module):
         self.layers = stack(lambda r: CLIPEncoderLayer(config, r), config.layers, rngs)
 
     def __call__(
-        self, images: UInt8[Array, "B S S 3"], remat: str = "off"
+        self, images: UInt8[Array, "B Y X 3"], remat: str = "off"
     ) -> tuple[Float[Array, "B E C"], Float[Array, "B P C"]]:
         """E_I(I): the last hidden state, and the patch tokens of ``config.feature_layer``."""
         pixels = preprocess(images, self.config.image_size)

@@ -15,7 +15,7 @@ from rb_jax.config import RegionConfig
 
 
 def masked_pool(
-    features: Float[Array, "B G G C"], regions: Bool[Array, "B R G G"]
+    features: Float[Array, "B G_y G_x C"], regions: Bool[Array, "B R G_y G_x"]
 ) -> Float[Array, "B R C"]:
     """Mean of ``features`` over each region; zeros for an empty one (authors' frce.py)."""
     weights = regions.astype(features.dtype)
@@ -33,12 +33,12 @@ class RegionEncoder(nnx.Module):
         self.neck_conv = nnx.Conv(width, width, (3, 3), rngs=rngs)
 
     def __call__(
-        self, images: UInt8[Array, "B S S 3"], regions: Bool[Array, "B R G G"]
+        self, images: UInt8[Array, "B Y X 3"], regions: Bool[Array, "B R G_y G_x"]
     ) -> Float[Array, "B R C"]:
-        batch, size = images.shape[:2]
-        axis = jnp.linspace(-1.0, 1.0, size)
-        grid = jnp.stack(jnp.meshgrid(axis, axis, indexing="ij"), axis=-1)
-        grid = jnp.broadcast_to(grid, (batch, size, size, 2))
+        shape = images.shape[:3]
+        axes = (jnp.linspace(-1.0, 1.0, size) for size in shape[1:])
+        grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+        grid = jnp.broadcast_to(grid, (*shape, 2))
         pixels = jnp.concatenate([images.astype(jnp.float32) / 127.5 - 1.0, grid], axis=-1)
         x = jax.nn.gelu(self.patch_conv(pixels.astype(self.patch_conv.kernel.dtype)))
         return masked_pool(self.neck_conv(x), regions)

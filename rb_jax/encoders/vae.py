@@ -1,6 +1,6 @@
 """FLUX's KL autoencoder (flux/modules/autoencoder.py; names of diffusers' AutoencoderKL).
 
-Images are float [B S S 3] in [-1, 1]; latents are [B H W C], channels last, already shifted and
+Images are float [B Y X 3] in [-1, 1]; latents are [B H W C], channels last, already shifted and
 scaled to about unit variance: z = scale_factor * (mean - shift_factor).
 """
 
@@ -16,11 +16,11 @@ from rb_jax.layers.attention import attention
 from rb_jax.types import Batch
 
 
-def to_float(images: UInt8[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
+def to_float(images: UInt8[Array, "B Y X 3"]) -> Float[Array, "B Y X 3"]:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(images: Float[Array, "B S S 3"]) -> UInt8[Array, "B S S 3"]:
+def to_uint8(images: Float[Array, "B Y X 3"]) -> UInt8[Array, "B Y X 3"]:
     return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
@@ -113,7 +113,7 @@ class Encoder(nnx.Module):
         self.conv_norm_out = _norm(previous, groups, rngs)
         self.conv_out = _conv(previous, 2 * config.latent_channels, rngs)
 
-    def __call__(self, x: Float[Array, "B S S 3"]) -> Float[Array, "B H W C2"]:
+    def __call__(self, x: Float[Array, "B Y X 3"]) -> Float[Array, "B H W C2"]:
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
@@ -135,7 +135,7 @@ class Decoder(nnx.Module):
         self.conv_norm_out = _norm(previous, groups, rngs)
         self.conv_out = _conv(previous, 3, rngs)
 
-    def __call__(self, z: Float[Array, "B H W C"]) -> Float[Array, "B S S 3"]:
+    def __call__(self, z: Float[Array, "B H W C"]) -> Float[Array, "B Y X 3"]:
         x = self.mid_block(self.conv_in(z))
         for level in self.up_blocks:
             x = level(x)
@@ -149,19 +149,19 @@ class Autoencoder(nnx.Module):
         self.decoder = Decoder(config, rngs)
 
     def moments(
-        self, images: Float[Array, "B S S 3"]
+        self, images: Float[Array, "B Y X 3"]
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W C"]]:
         """Mean and log-variance of the posterior, unscaled, float32."""
         x = self.encoder(images.astype(self.encoder.conv_in.kernel.dtype))
         mean, logvar = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
-    def encode(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B H W C"]:
+    def encode(self, images: Float[Array, "B Y X 3"]) -> Float[Array, "B H W C"]:
         """The posterior's mean, shifted and scaled."""
         mean, _ = self.moments(images)
         return self.config.scale_factor * (mean - self.config.shift_factor)
 
-    def decode(self, latents: Float[Array, "B H W C"]) -> Float[Array, "B S S 3"]:
+    def decode(self, latents: Float[Array, "B H W C"]) -> Float[Array, "B Y X 3"]:
         z = latents / self.config.scale_factor + self.config.shift_factor
         return self.decoder(z.astype(self.decoder.conv_in.kernel.dtype)).astype(jnp.float32)
 
@@ -194,6 +194,6 @@ class AutoencoderTrainer(nnx.Module):
         metrics = {"mse": mse, "l1": l1, "kl": kl, "latent_std": mean.std()}
         return l1 + mse + self.kl_weight * kl, metrics
 
-    def reconstruct(self, batch: Batch) -> Float[Array, "B S S 3"]:
+    def reconstruct(self, batch: Batch) -> Float[Array, "B Y X 3"]:
         autoencoder = self.autoencoder
         return autoencoder.decode(autoencoder.encode(to_float(batch.source)))

@@ -17,7 +17,7 @@ from rb_jax.sharding.processes import is_primary
 from rb_jax.train import feed
 from rb_jax.train.metrics import RunLog, Window, image_grid, save_png, to_uint8
 from rb_jax.train.state import TrainState
-from rb_jax.train.step import eval_step, sample_step
+from rb_jax.train.step import eval_step, sample_step, shapes
 from rb_jax.types import AnyBatch, Batch
 
 VAL_BATCHES = 4
@@ -35,6 +35,7 @@ class Evaluator:
             jax.jit, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh)
         )
         self.loss: Any = jit(functools.partial(eval_step, graphdef, config))
+        self.losses: dict[tuple, Any] = {}  # compiled, by the shapes of a batch
         self.sample: Any = jit(functools.partial(sample_step, graphdef, config))
 
     def compile(self, state: TrainState) -> None:
@@ -44,8 +45,11 @@ class Evaluator:
         stream = feed.streamed(self.config, split, rows=rows)
         self.batches = [next(stream) for _ in range(VAL_BATCHES)]
         with jax.set_mesh(self.mesh):
-            batch = shard_batch(self.mesh, self.batches[0], size)
-            self.loss = self.loss.lower(state, batch, jax.random.key(0)).compile()
+            for made in self.batches:
+                if shapes(made) not in self.losses:
+                    batch = shard_batch(self.mesh, made, size)
+                    lowered = self.loss.lower(state, batch, jax.random.key(0))
+                    self.losses[shapes(made)] = lowered.compile()
             if count := min(self.config.train.eval_examples, size):
                 few = next(feed.streamed(self.config, split, rows=np.arange(count)))
                 assert isinstance(few, Batch), "config.train.eval_examples needs pictures"
@@ -66,7 +70,8 @@ class Evaluator:
             if stops():
                 return False
             sharded = shard_batch(self.mesh, batch, size)
-            window.add(jax.device_get(self.loss(state, sharded, jax.random.fold_in(rng, i))))
+            loss = self.losses[shapes(batch)]
+            window.add(jax.device_get(loss(state, sharded, jax.random.fold_in(rng, i))))
         if self.few is not None:
             if stops():
                 return False

@@ -46,7 +46,7 @@ from rb_jax.train.state import (
     init_state,
     parameter_report,
 )
-from rb_jax.train.step import model_flops, train_step
+from rb_jax.train.step import model_flops, shapes, train_step
 from rb_jax.train.watchdog import LONG, Watchdog
 from rb_jax.train.weights import initial_weights, save_weights, whole_model
 
@@ -203,7 +203,11 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     run.stop.signals.hold()
     with closing(progress):
         for step in range(first + 1, config.train.steps + 1):
-            run.watchdog.allow(f"step {step}", LONG if step == first + 1 else 1)
+            long = step == first + 1 or not stepper.knows(batch)
+            run.watchdog.allow(f"step {step}", LONG if long else 1)
+            if not stepper.knows(batch):  # the first batch of a bucket
+                with run.clock.phase("compile"):
+                    stepper.compile(state, batch)
             run.stop.failed = run.manager.failed()
             asked = run.stop.ask()
             run.profiler.before(step, state.step)
@@ -261,11 +265,25 @@ def evaluate(run: Run, evaluator: Evaluator, state: TrainState) -> bool:
 
 @dataclasses.dataclass
 class Stepper:
-    """The compiled step and what is known about its cost."""
+    """The compiled steps, one for each shape of batch, and what is known about their cost."""
 
-    step: Callable[[TrainState, Any], tuple[TrainState, dict]]
-    flops: float  # model FLOPs of one step
+    jitted: Any
+    mesh: jax.sharding.Mesh
+    flops: float  # model FLOPs of one step, of the first batch's shape
     peak: float  # FLOP/s of all devices
+    compiled: dict[tuple, Callable] = dataclasses.field(default_factory=dict)
+
+    def knows(self, batch: Any) -> bool:
+        return shapes(batch) in self.compiled
+
+    def compile(self, state: TrainState, batch: Any) -> None:
+        """Makes the step for this batch's shapes."""
+        with jax.set_mesh(self.mesh):
+            lowered = self.jitted.lower(state, batch)
+            self.compiled[shapes(batch)] = lowered.compile(compiler_options(self.mesh))
+
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict]:
+        return self.compiled[shapes(batch)](state, batch)
 
 
 def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any) -> Stepper:
@@ -274,17 +292,18 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     layouts = (state_shardings(run.mesh, state), replicated(run.mesh))
     step = functools.partial(train_step, graphdef, config, make_optimizer(config))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
-    with run.clock.phase("compile"), jax.set_mesh(run.mesh):
-        compiled = jitted.lower(state, batch).compile(compiler_options(run.mesh))
-    seconds = run.clock.spent["compile"]
     flops = model_flops(config, batch)
     peak, source = peak_flops(list(run.mesh.devices.flat))
+    stepper = Stepper(jitted, run.mesh, flops, peak)
+    with run.clock.phase("compile"):
+        stepper.compile(state, batch)
+    seconds = run.clock.spent["compile"]
     say(f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
          f"{peak / 1e12:.2f} TFLOP/s ({source})")  # fmt: skip
     row = {"compile_seconds": seconds, "step_flops": flops, "peak_flops": peak}
     row |= {"peak_source": source, "batch_size": config.train.batch_size}
     run.log.write("start", int(state.step), row)
-    return Stepper(compiled, flops, peak)
+    return stepper
 
 
 def next_batch(run: Run, batches: Iterator) -> Any:

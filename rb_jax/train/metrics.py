@@ -208,7 +208,7 @@ def read_lines(workdir: str | Path) -> list[dict[str, Any]]:
 
 
 def image_grid(
-    columns: list[UInt8[np.ndarray, "B S S 3"]], gap: int = 2
+    columns: list[UInt8[np.ndarray, "B Y X 3"]], gap: int = 2
 ) -> UInt8[np.ndarray, "H W 3"]:
     """One row an example, one column a kind of picture, white lines between."""
     pad = ((0, 0), (gap, gap), (gap, gap), (0, 0))
@@ -216,7 +216,7 @@ def image_grid(
     return np.concatenate([np.concatenate(list(column)) for column in framed], axis=1)
 
 
-def to_uint8(images: Float[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
+def to_uint8(images: Float[np.ndarray, "B Y X 3"]) -> UInt8[np.ndarray, "B Y X 3"]:
     """[-1, 1] -> [0, 255]."""
     return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
 

@@ -103,6 +103,11 @@ def watch_norm(
     return spike, jnp.where(finite, jnp.where(begun, moved, norm), average)
 
 
+def shapes(batch: AnyBatch) -> tuple[tuple[int, ...], ...]:
+    """Of all arrays: batches that have the same can use the same program."""
+    return tuple(x.shape for x in jax.tree.leaves(batch))
+
+
 def model_flops(config: Config, batch: Any) -> float:
     """What the mathematics of a step asks for: the loss and its gradient, nothing run again.
 
@@ -179,7 +184,7 @@ def eval_step(
 
 def sample_step(
     graphdef: nnx.GraphDef, config: Config, state: TrainState, batch: Batch, rng: Array
-) -> Float[Array, "B S S 3"]:
+) -> Float[Array, "B Y X 3"]:
     """Edited pictures in [-1, 1] (an autoencoder's reconstructions) of the running average."""
     model = ema_model(graphdef, config, state)
     if config.train.task == "autoencoder":

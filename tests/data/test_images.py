@@ -66,9 +66,77 @@ def test_exif_orientation_is_applied(photo, kind, orientation):
     assert close(decoded, photo, 8)
 
 
+def oriented(picture, kind, orientation, **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(Image.fromarray(picture), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_resizing_while_decoding_is_resizing_afterwards(photo, kind, orientation):
+    data = oriented(photo, kind, orientation)
+    whole = images.decode_image(data, "x")
+    assert images.picture_size(data, "x") == whole.shape[:2]
+    for height, width in [(57, 61), (80, 120), (19, 130)]:
+        expected = Image.fromarray(whole).resize((width, height), Image.Resampling.BICUBIC)
+        resized = images.decode_resized(data, "x", height, width)
+        assert resized.shape == (height, width, 3)
+        assert close(resized, np.asarray(expected), 1)
+    cropped = images.decode_resized(data, "x", 40, 20, keep=(0.5, 0.25))
+    top, left = whole.shape[0] // 4, whole.shape[1] * 3 // 8
+    middle = whole[top : whole.shape[0] - top, left : whole.shape[1] - left]
+    expected = Image.fromarray(middle).resize((20, 40), Image.Resampling.BICUBIC)
+    assert close(cropped, np.asarray(expected), 3)
+
+
+def smooth(height, width, seed):
+    """A photograph of nothing: blurred noise of many sizes, full range."""
+    random = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3))
+    for cells in (3, 7, 17):
+        noise = random.integers(0, 256, (cells, cells + 2, 3)).astype(np.uint8)
+        large = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        picture += np.asarray(large) / 3
+    return picture.astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("height", "width", "divisor"), [(512, 512, 2), (301, 455, 2), (1023, 517, 4), (513, 1031, 8)]
+)
+def test_scaled_decoding_is_close(monkeypatch, height, width, divisor, orientation):
+    data = oriented(smooth(height, width, divisor), "JPEG", orientation, quality=92)
+    scaled, draft = [], images.JpegImagePlugin.JpegImageFile.draft
+
+    def watched(image, mode, size):
+        scaled.append(draft(image, mode, size))
+        return scaled[-1]
+
+    monkeypatch.setattr(images.JpegImagePlugin.JpegImageFile, "draft", watched)
+    shape = height // divisor, width // divisor
+    shape = shape[::-1] if orientation == 6 else shape
+    made = images.decode_resized(data, "x", *shape)
+    assert scaled[0][1][2:] == (width / divisor, height / divisor)
+    assert np.array_equal(made, images.decode_resized(data, "x", *shape))
+    exact = Image.fromarray(images.decode_image(data, "x"))
+    exact = np.asarray(exact.resize(shape[::-1], Image.Resampling.BICUBIC), float)
+    assert 10 * np.log10(255**2 / np.mean((made - exact) ** 2)) > 42
+
+
+def test_large_targets_are_decoded_in_full(photo):
+    data = encoded(Image.fromarray(photo), "JPEG")
+    whole = Image.fromarray(images.decode_image(data, "x"))
+    for height, width in [(41, 60), (40, 61), (160, 240)]:
+        expected = np.asarray(whole.resize((width, height), Image.Resampling.BICUBIC))
+        assert np.array_equal(images.decode_resized(data, "x", height, width), expected)
+
+
 def test_cmyk_jpeg(photo):
     data = encoded(Image.fromarray(photo).convert("CMYK"), "JPEG", quality=95)
     assert close(images.decode_image(data, "x"), photo, 4)
+    expected = images.to_square(photo, 40)
+    assert close(images.decode_resized(data, "x", 40, 40), expected, 4)
 
 
 def test_grey_and_one_bit(photo):
@@ -188,6 +256,8 @@ def test_cut_off_files_are_refused(photo, kind):
     for size in (len(data) // 2, 40, 12, 3):
         with pytest.raises(InputError, match=r"^x: [^\n]*$"):
             images.decode_image(data[:size], "x")
+        with pytest.raises(InputError, match=r"^x: [^\n]*$"):
+            images.decode_resized(data[:size], "x", 9, 8)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])

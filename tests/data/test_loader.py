@@ -17,7 +17,7 @@ from tests.data.fakes import SIZE, FakeWorld, folder_config
 
 
 def numbers(count, order, steps):
-    made = loader.ordered(count, order, lambda batch: batch.copy())
+    made = loader.ordered(loader.whole(count), order, lambda batch: batch.copy())
     return np.stack(list(itertools.islice(made, steps)))
 
 
@@ -67,7 +67,7 @@ def test_orders_that_cannot_be():
     with pytest.raises(ValueError, match="start_step"):
         loader.Order(4, 0, start_step=-1)
     with pytest.raises(InputError, match="no examples"):
-        loader.ordered(0, loader.Order(4, 0), lambda batch: batch)
+        loader.whole(0)
 
 
 def test_negative_and_huge_seeds():

@@ -55,7 +55,7 @@ def test_a_grid_of_one_cell():
 
 
 def test_the_grid_must_divide_the_side():
-    with pytest.raises(ValueError, match="divides"):
+    with pytest.raises(ValueError, match="4 rows of square cells do not fill"):
         segment(np.zeros((10, 10, 3), np.uint8), 4, 2)
 
 

@@ -51,7 +51,7 @@ def test_source_gives_squares(out):
     expected = to_square(decode_image(edits.picture(6), ""), 9)
     assert np.array_equal(example.source, expected)
     assert example.target is not None and example.target.shape == (9, 9, 3)
-    assert [e.category for e in source.__getitems__([3, 4])] == ["", "physical"]
+    assert [source[n].category for n in (3, 4)] == ["", "physical"]
 
 
 def test_categories_of_other_data_sets_are_none(tmp_path):
