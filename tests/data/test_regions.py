@@ -38,6 +38,18 @@ def test_photographs_give_several_disjoint_regions(name):
     assert np.array_equal(masks, again)
 
 
+def test_pictures_that_are_not_square():
+    wide = np.full((24, 40, 3), (200, 220, 255), np.uint8)
+    wide[8:16, 28:36] = (220, 40, 40)
+    masks, valid = segment(wide, 6, 3)
+    assert masks.shape == (3, 6, 10) and valid.tolist() == [True, True, False]
+    assert masks[1].sum() == 4 and masks[1, 2:4, 7:9].all()
+    turned, _ = segment(np.ascontiguousarray(wide.swapaxes(0, 1)), 10, 3)
+    assert np.array_equal(turned, masks.swapaxes(1, 2))
+    with pytest.raises(ValueError, match="do not fill"):
+        segment(wide[:, :38], 6, 3)
+
+
 def test_a_constant_picture_is_one_region():
     masks, valid = segment(np.full((32, 32, 3), 7, np.uint8), 8, 4)
     assert valid.tolist() == [True, False, False, False] and masks[0].all()
