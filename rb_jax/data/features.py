@@ -1,8 +1,10 @@
 """The feature cache on disk: what the frozen encoders say of every example.
 
-``SPLIT-00000-of-00003.array_record`` and ``SPLIT.features.json``. A record is 16 bytes of checksum
-and then the arrays of one example (those of FeatureBatch, without the leading axis) as they lie in
-memory, in the order of the manifest's ``fields``. rb_jax.encoders.cache writes it.
+``SPLIT-00000-of-00003.array_record`` and ``SPLIT.features.json``. A record is a stamp of its place
+and size (16 bytes) and then the arrays of one example (those of FeatureBatch, without the leading
+axis) as they lie in memory, in the order of the manifest's ``fields``. ArrayRecord's own hash
+notices changed bytes; the stamp notices records and files in another one's place.
+rb_jax.encoders.cache writes it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from rb_jax.types import ENCODERS, FeatureBatch, Features, Text
 # Of the files' layout and of all that is done to a picture or a text before an encoder sees it:
 # a change of either makes older caches unusable.
 VERSION = 2
-_CHECKSUM_BYTES = 16
+_STAMP_BYTES = 16
 _MAX_MANIFEST = 64 * 2**20
 
 
@@ -149,13 +151,11 @@ def unflatten(arrays: Mapping[str, Any]) -> FeatureBatch:
 def encode(example: Mapping[str, np.ndarray], place: str) -> bytes:
     """One example's arrays as a record; ``place`` names where it will lie."""
     body = b"".join(np.ascontiguousarray(x).tobytes() for x in example.values())
-    return _checksum(body, place) + body
+    return _stamp(place, len(body)) + body
 
 
-def _checksum(body: bytes | memoryview, place: str) -> bytes:
-    digest = hashlib.blake2b(place.encode(), digest_size=_CHECKSUM_BYTES)
-    digest.update(body)
-    return digest.digest()
+def _stamp(place: str, size: int) -> bytes:
+    return hashlib.blake2b(f"{place} {size}".encode(), digest_size=_STAMP_BYTES).digest()
 
 
 class FeatureCache:
@@ -192,9 +192,9 @@ class FeatureCache:
 
     def _decode(self, data: bytes, row: int) -> dict[str, np.ndarray]:
         shard, number = self._find(row)
-        body = memoryview(data)[_CHECKSUM_BYTES:]
-        whole = len(body) == self._bytes
-        if not whole or _checksum(body, f"{shard.unit}/{number}") != data[:_CHECKSUM_BYTES]:
+        body = memoryview(data)[_STAMP_BYTES:]
+        stamp = _stamp(f"{shard.unit}/{number}", self._bytes)
+        if len(body) != self._bytes or stamp != data[:_STAMP_BYTES]:
             raise InputError(
                 f"{self.folder / shard.file}: record {number} is damaged; delete the shard and "
                 "compute the cache again"

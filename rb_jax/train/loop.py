@@ -203,11 +203,13 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     run.stop.signals.hold()
     with closing(progress):
         for step in range(first + 1, config.train.steps + 1):
-            long = step == first + 1 or not stepper.knows(batch)
-            run.watchdog.allow(f"step {step}", LONG if long else 1)
-            if not stepper.knows(batch):  # the first batch of a bucket
-                with run.clock.phase("compile"):
-                    stepper.compile(state, batch)
+            new = not stepper.knows(batch)  # the first batch of a bucket
+            if new:
+                if pending is not None:
+                    take(run, pending)
+                    pending = None
+                compile_another(run, stepper, state, batch)
+            run.watchdog.allow(f"step {step}", LONG if new or step == first + 1 else 1)
             run.stop.failed = run.manager.failed()
             asked = run.stop.ask()
             run.profiler.before(step, state.step)
@@ -304,6 +306,18 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     row |= {"peak_source": source, "batch_size": config.train.batch_size}
     run.log.write("start", int(state.step), row)
     return stepper
+
+
+def compile_another(run: Run, stepper: Stepper, state: TrainState, batch: Any) -> None:
+    """In the middle of a run; saved first, so that a signal need not wait for the compiler."""
+    if int(state.step):
+        save(run, state)
+        run.manager.wait()
+    run.stop.signals.release()
+    run.watchdog.allow("compiling the step for another shape", LONG)
+    with run.clock.phase("compile"):
+        stepper.compile(state, batch)
+    run.stop.signals.hold()
 
 
 def next_batch(run: Run, batches: Iterator) -> Any:
