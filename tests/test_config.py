@@ -221,6 +221,8 @@ def test_integers_serve_as_floats():
 def test_differing_keys():
     base = dataclasses.asdict(Config())
     assert differing_keys(base, json.loads(json.dumps(base))) == []  # tuples and lists are alike
+    nested = changed("optimizer.rates", (("mllm/**", 0.1),))
+    assert differing_keys(nested, json.loads(json.dumps(nested))) == []
     assert differing_keys(base, changed("model.mmdit.width", 1)) == ["model.mmdit.width"]
     other = changed("train.seed", 5)
     del other["flow"]["steps"]

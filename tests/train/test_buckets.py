@@ -24,7 +24,9 @@ def folder(tmp_path_factory):
 def configured(folder, base, **train):
     values = dict(name="records", path=str(folder), val_split="train", prepare=False)
     data = dataclasses.replace(base.data, **values, image_size=32, buckets=SHAPES)
-    return dataclasses.replace(base, data=data, train=dataclasses.replace(base.train, **train))
+    optimizer = dataclasses.replace(base.optimizer, schedule="constant")  # whatever train.steps is
+    train = dataclasses.replace(base.train, **train)
+    return dataclasses.replace(base, data=data, optimizer=optimizer, train=train)
 
 
 def test_a_run_over_buckets(folder, tmp_path, monkeypatch):
