@@ -15,7 +15,10 @@ def main() -> int:
             stack.enter_context(exits.installed())
         from rb_jax import cli
 
-        return cli.main()
+        status = cli.main()
+        if status in exits.STATUS.values():
+            exits.leave(status)
+        return status
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 # shellcheck shell=bash
 
 # What `rb-jax train` exits with. 75 is EX_TEMPFAIL: SIGTERM came and the step is saved. 69: a step
-# took too long, as when a peer died.
+# took too long, as when a peer died. 70: values are not finite, and would be again.
 # shellcheck disable=SC2034  # the launchers read them
-readonly FINISHED=0 BAD_INPUT=2 HUNG=69 PREEMPTED=75
+readonly FINISHED=0 BAD_INPUT=2 HUNG=69 DIVERGED=70 PREEMPTED=75
 
 TRAIN_ARGS=()
 dry_run=false

@@ -20,8 +20,8 @@
 #   --poll=SECONDS          30         between two looks at the resource
 #   --dry-run                          prints the commands
 #
-# Exit status of run and train: that of the training, 0 finished, 2 bad input, 75 preempted (train
-# only). Keep it running (tmux); the training itself survives a lost connection and a new `run`.
+# Exit status of run and train: that of the training, 0 finished, 2 bad input, 70 diverged, 75
+# preempted (train only). Keep it running (tmux); the training itself survives a lost connection and a new `run`.
 
 set -euo pipefail
 
@@ -173,7 +173,7 @@ wait_ready() {
   done
 }
 
-# on_workers COMMAND: on all workers of all slices at once. All get the same code: 2 or 75 if any
+# on_workers COMMAND: on all workers of all slices at once. All get the same code: 2, 70 or 75 if any
 # worker ended so (the others fail when one leaves), else the first that is not 0.
 on_workers() {
   local node pid pids=() code result=0
@@ -188,11 +188,20 @@ on_workers() {
   for pid in ${pids[@]+"${pids[@]}"}; do
     code=0
     wait "$pid" || code=$?
-    if ((code == BAD_INPUT)) || ((code == PREEMPTED && result != BAD_INPUT)) || ((result == 0)); then
-      result=$code
-    fi
+    if (($(weight "$code") > $(weight "$result"))); then result=$code; fi
   done
   return "$result"
+}
+
+# Which of two workers' exit codes says more.
+weight() {
+  case $1 in
+    "$BAD_INPUT") printf 4 ;;
+    "$DIVERGED") printf 3 ;;
+    "$PREEMPTED") printf 2 ;;
+    "$FINISHED") printf 0 ;;
+    *) printf 1 ;;
+  esac
 }
 
 setup() {
@@ -263,6 +272,7 @@ run() {
     case $code in
       "$FINISHED") say "finished" && return ;;
       "$BAD_INPUT") die "bad input: see the message above; nothing to restart" ;;
+      "$DIVERGED") say "diverged: see the message above; nothing to restart" && exit "$code" ;;
       "$PREEMPTED") say "preempted; starting again" && sleep "$poll" ;;
       *)
         health=$(resource_health) || exit

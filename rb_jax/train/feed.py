@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +23,45 @@ from rb_jax.train import checkpoint
 from rb_jax.train.state import TrainState, merge_partial
 from rb_jax.train.weights import encoder_weights
 from rb_jax.types import AnyBatch
+
+T = TypeVar("T")
+POLL_SECONDS = 0.1
+
+
+class Interruptible(Generic[T]):
+    """An iterator that is waited for only until there is a reason to stop.
+
+    A thread takes the items, each when it is asked for. It is not waited for at the end, since it
+    may hang in a file system.
+    """
+
+    def __init__(self, items: Iterator[T], stop: Callable[[], bool]):
+        self._items, self._stop = items, stop
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._take, name="input", daemon=True).start()
+
+    def _take(self) -> None:
+        while True:
+            self._asked.get()
+            try:
+                self._answers.put((next(self._items), None))
+            except BaseException as error:
+                self._answers.put((None, error))
+
+    def next(self) -> T | None:
+        """The next item, or None when the reason came first; then ask for no more."""
+        self._asked.put(None)
+        while True:
+            try:
+                item, error = self._answers.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if self._stop():
+                    return None
+                continue
+            if error is not None:
+                raise error
+            return item
 
 
 def train_batches(

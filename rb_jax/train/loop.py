@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,8 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
         run.watchdog.off()
     if first >= config.train.steps:
         return state, 0
-    batches = feed.train_batches(config, run.workdir, graphdef, state, run.mesh)
+    stream = feed.train_batches(config, run.workdir, graphdef, state, run.mesh)
+    batches = feed.Interruptible(stream, run.stop.alone)
     batch = next_batch(run, batches)
     run.watchdog.allow("compiling the step", LONG)
     stepper, pending = compile_step(run, graphdef, state, batch), None
@@ -214,13 +215,13 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
             asked = run.stop.ask()
             run.profiler.before(step, state.step)
             state, metrics = stepper.step(state, batch)
-            run.clock.steps += 1
+            run.clock.count(stepper.flops(batch))
             # While the devices work on this step, read the previous one's metrics and the input.
             if pending is not None:
                 take(run, pending)
             pending = metrics
             if step < config.train.steps:
-                batch = next_batch(run, batches)
+                batch = next_batch(run, batches)  # None: a signal came first
             signal = run.stop.answer(asked)  # read once: one may come at any point below
             check_saved(run, signal)
             final = step == config.train.steps
@@ -269,11 +270,11 @@ def evaluate(run: Run, evaluator: Evaluator, state: TrainState) -> bool:
 class Stepper:
     """The compiled steps, one for each shape of batch, and what is known about their cost."""
 
+    config: Config
     jitted: Any
     mesh: jax.sharding.Mesh
-    flops: float  # model FLOPs of one step, of the first batch's shape
     peak: float  # FLOP/s of all devices
-    compiled: dict[tuple, Callable] = dataclasses.field(default_factory=dict)
+    compiled: dict[tuple, tuple[Callable, float]] = dataclasses.field(default_factory=dict)
 
     def knows(self, batch: Any) -> bool:
         return shapes(batch) in self.compiled
@@ -282,10 +283,15 @@ class Stepper:
         """Makes the step for this batch's shapes."""
         with jax.set_mesh(self.mesh):
             lowered = self.jitted.lower(state, batch)
-            self.compiled[shapes(batch)] = lowered.compile(compiler_options(self.mesh))
+            step = lowered.compile(compiler_options(self.mesh))
+        self.compiled[shapes(batch)] = step, model_flops(self.config, batch)
 
     def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        return self.compiled[shapes(batch)](state, batch)
+        return self.compiled[shapes(batch)][0](state, batch)
+
+    def flops(self, batch: Any) -> float:
+        """Model FLOPs of a step on a batch of this shape."""
+        return self.compiled[shapes(batch)][1]
 
 
 def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any) -> Stepper:
@@ -294,12 +300,11 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     layouts = (state_shardings(run.mesh, state), replicated(run.mesh))
     step = functools.partial(train_step, graphdef, config, make_optimizer(config))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
-    flops = model_flops(config, batch)
     peak, source = peak_flops(list(run.mesh.devices.flat))
-    stepper = Stepper(jitted, run.mesh, flops, peak)
+    stepper = Stepper(config, jitted, run.mesh, peak)
     with run.clock.phase("compile"):
         stepper.compile(state, batch)
-    seconds = run.clock.spent["compile"]
+    seconds, flops = run.clock.spent["compile"], stepper.flops(batch)
     say(f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
          f"{peak / 1e12:.2f} TFLOP/s ({source})")  # fmt: skip
     row = {"compile_seconds": seconds, "step_flops": flops, "peak_flops": peak}
@@ -320,15 +325,18 @@ def compile_another(run: Run, stepper: Stepper, state: TrainState, batch: Any) -
     run.stop.signals.hold()
 
 
-def next_batch(run: Run, batches: Iterator) -> Any:
+def next_batch(run: Run, batches: feed.Interruptible) -> Any:
     with run.clock.phase("input"):
-        return shard_batch(run.mesh, next(batches), run.config.train.batch_size)
+        batch = batches.next()
+        if batch is None:
+            return None
+        return shard_batch(run.mesh, batch, run.config.train.batch_size)
 
 
 def log_line(run: Run, step: int, stepper: Stepper, progress: Progress) -> None:
     """Writes the window's means and starts the next one."""
     means = run.window.means()
-    speed = run.clock.report(stepper.flops, stepper.peak)
+    speed = run.clock.report(stepper.peak)
     run.log.write("train", step, means | speed)
     run.window.sums.clear()
     progress.show(step, means["loss"], speed["steps_per_second"])

@@ -80,8 +80,13 @@ class Clock:
 
     def restart(self) -> None:
         """Begins a window."""
-        self.started, self.steps = time.perf_counter(), 0
+        self.started, self.steps, self.flops = time.perf_counter(), 0, 0.0
         self.spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+
+    def count(self, flops: float) -> None:
+        """One more step, of so many model FLOPs."""
+        self.steps += 1
+        self.flops += flops
 
     @contextmanager
     def phase(self, name: str):
@@ -90,21 +95,21 @@ class Clock:
         yield
         self.spent[name] += time.perf_counter() - begin
 
-    def report(self, flops_per_step: float, peak: float) -> dict[str, float]:
-        """Ends the window: steps a second, model FLOPs utilisation and the share of time waiting
-        for input, in [0, 1]; goodput, the share of all time so far that went into steps, and the
-        seconds behind it.
+    def report(self, peak: float) -> dict[str, float]:
+        """Ends the window: steps a second, model FLOPs utilisation (``peak`` in FLOP/s) and the
+        share of time waiting for input, in [0, 1]; goodput, the share of all time so far that
+        went into steps, and the seconds behind it.
         """
         elapsed, waited = time.perf_counter() - self.started, self.spent["input"]
         training = max(elapsed - sum(self.spent.values()) + waited, 1e-9)
-        rate = self.steps / training
+        rate, mfu = self.steps / training, self.flops / training / peak
         self.spent["step"] = training - waited
         self.totals = {name: self.totals[name] + self.spent[name] for name in self.totals}
         self.restart()
         total = max(sum(self.totals.values()), 1e-9)
         return {
             "steps_per_second": rate,
-            "mfu": rate * flops_per_step / peak,
+            "mfu": mfu,
             "input_wait": waited / training,
             "goodput": self.totals["step"] / total,
             **{f"goodput/{name}_seconds": seconds for name, seconds in self.totals.items()},

@@ -46,6 +46,10 @@ class StopRequest:
         """After it: the reason for which all stop now."""
         return self.mine if asked is None else int(asked)
 
+    def alone(self) -> bool:
+        """Whether this process, which has no others to go along with, is to stop."""
+        return jax.process_count() == 1 and bool(self.mine)
+
     def now(self) -> bool:
         """Whether to stop, at a moment when the devices have nothing else to do."""
         return bool(self.answer(self.ask()))

@@ -163,6 +163,8 @@ def outcome(document: dict, exit_code: int, condition: str | None = None) -> str
         (75, "DisruptionTarget", "RestartJobSetAndIgnoreMaxRestarts"),
         (137, "DisruptionTarget", "RestartJobSetAndIgnoreMaxRestarts"),
         (2, None, "FailJobSet"),
+        (70, None, "FailJobSet"),
+        (170, None, "RestartJobSet"),
         (1, None, "RestartJobSet"),
         (134, None, "RestartJobSet"),
         (137, None, "RestartJobSet"),

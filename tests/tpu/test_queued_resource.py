@@ -160,9 +160,10 @@ def test_buckets_are_mounted_before_each_attempt(fakes):
     assert mounts[:4] == [True] * 4 and mounts.count(True) == 6 and mounts.count(False) == 4
 
 
-def test_bad_input_stops(fakes):
-    fakes.answers("train", 2)
-    assert run(fakes).returncode == 2
+@pytest.mark.parametrize("code", [2, 70])
+def test_what_would_fail_again_stops(fakes, code):
+    fakes.answers("train", code)
+    assert run(fakes).returncode == code
     assert trainings(fakes) == 1
 
 
@@ -228,7 +229,8 @@ def test_setup_that_fails_is_bounded(fakes):
 
 
 @pytest.mark.parametrize(
-    "codes, result", [((134, 75), 75), ((75, 2), 2), ((2, 134), 2), ((0, 7), 7)]
+    "codes, result",
+    [((134, 75), 75), ((75, 2), 2), ((2, 134), 2), ((0, 7), 7), ((134, 70), 70), ((70, 75), 70)],
 )
 def test_code_of_several_slices(fakes, codes, result):
     for index, code in enumerate(codes):

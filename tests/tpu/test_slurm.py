@@ -95,7 +95,7 @@ def test_preempted_goes_back_to_the_queue(fakes):
     assert fakes.calls("scontrol") == [["scontrol", "requeue", "77"]]
 
 
-@pytest.mark.parametrize("code", [0, 2])
+@pytest.mark.parametrize("code", [0, 2, 70])
 def test_ends_for_good(fakes, code):
     fakes.answers("srun", code)
     assert job(fakes).returncode == code

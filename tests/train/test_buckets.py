@@ -31,11 +31,12 @@ def configured(folder, base, **train):
 
 def test_a_run_over_buckets(folder, tmp_path, monkeypatch):
     fake.use(monkeypatch)
-    compiled, compiling = [], loop.Stepper.compile
+    compiled, costs, compiling = [], set(), loop.Stepper.compile
 
     def watched(stepper, state, batch):
         compiled.append(batch.source.shape[1:3])
         compiling(stepper, state, batch)
+        costs.add(round(stepper.flops(batch)))
 
     monkeypatch.setattr(loop.Stepper, "compile", watched)
     every = dict(log_every=1, eval_every=7, checkpoint_every=7)
@@ -44,6 +45,11 @@ def test_a_run_over_buckets(folder, tmp_path, monkeypatch):
     assert sorted(compiled) == sorted(SHAPES)
     assert loop.train(configured(folder, fake.config(steps=7, **every)), tmp_path / "parts") == 0
     assert loop.train(config, tmp_path / "parts") == 0
+    rows = read_lines(tmp_path / "whole")
+    peak = rows[0]["peak_flops"]
+    assert len(costs) > 1 and costs == {
+        round(row["mfu"] / row["steps_per_second"] * peak) for row in rows if "mfu" in row
+    }
     whole, parts = (
         {row["step"]: row["loss"] for row in read_lines(tmp_path / name) if row["kind"] == "train"}
         for name in ("whole", "parts")

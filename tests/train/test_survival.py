@@ -1,6 +1,7 @@
 """What ends a run, and what it leaves: failed saves, damage, values that are not finite, hangs."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from rb_jax.train.guard import Guard
 from rb_jax.train.metrics import RunLog, read_lines
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import init_state, replace
+from tests.torture.child import write_config
 from tests.train import fake
 
 ROOT = Path(__file__).parents[2]
@@ -327,6 +329,38 @@ def test_stopped_before_anything_is_imported_says_so_by_its_status(tmp_path):
     assert process.wait(50) == EXIT_PREEMPTED
     process.stderr.close()
     assert not Path("w").exists()
+
+
+HUNG_INPUT = """
+import sys, time
+from rb_jax import entry
+from rb_jax.train import feed, state
+state.MODELS = {{"edit": ("tests.train.fake", "FakeBrain")}}
+original = feed.train_batches
+def train_batches(*args):
+    for number, batch in enumerate(original(*args)):
+        if number == {good}:
+            print("hangs", file=sys.stderr, flush=True)
+            time.sleep(3600)
+        yield batch
+feed.train_batches = train_batches
+sys.argv = ["rb-jax", "train", "--config={config}", "--workdir={workdir}"]
+sys.exit(entry.main())
+"""
+
+
+@pytest.mark.parametrize("good", [0, 3])
+def test_stopped_while_it_waits_for_input(tmp_path, good):
+    config = write_config(tmp_path, steps=9, eval_every=50, checkpoint_every=50)
+    code = HUNG_INPUT.format(good=good, config=config, workdir=tmp_path / "run")
+    process = child(code, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert process.stderr is not None
+    said = iter(process.stderr.readline, "")
+    assert any(line == "hangs\n" for line in said)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(50) == EXIT_PREEMPTED
+    process.stderr.close()
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [good] * (good > 0)
 
 
 def test_files_that_may_not_grow_leave_the_last_checkpoint(tmp_path):
