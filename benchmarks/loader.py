@@ -276,15 +276,10 @@ def write_cache(folder: Path, size: Size) -> None:
     batch = dataclasses.replace(batch, category=np.zeros(size.batch, np.int32))
     arrays = {name: np.asarray(x) for name, x in features.flatten(batch).items()}
     fields: dict[str, list[Any]] = {k: [x.dtype.name, list(x.shape[1:])] for k, x in arrays.items()}
-    path = folder / shards.shard_name("train", 0, 1)
-    encoded = (
-        features.encode({k: x[n % size.batch] for k, x in arrays.items()}, f"{path.name}/{n}")
-        for n in range(size.cached)
-    )
-    count = shards.write_records(path, encoded)
-    shard = shards.describe_shard(path, path.name, count)
+    path = features.shard_path(folder, "train", 0, 1)
+    shard = features.write_shard(path, [arrays] * (size.cached // size.batch))
     manifest = features.FeatureManifest(
-        features.VERSION, "train", {}, "", {}, fields, count, [shard]
+        features.VERSION, "train", {}, "", {}, fields, shard.examples, [shard]
     )
     content = shards.to_json(dataclasses.asdict(manifest))
     shards.write_text(features.manifest_path(folder, "train"), content)

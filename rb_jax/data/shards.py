@@ -69,9 +69,9 @@ def place(unit: str, number: int) -> str:
     return f"{unit}/{number}" if unit else ""
 
 
-def shard_name(split: str, number: int, count: int) -> str:
+def shard_name(split: str, number: int, count: int, kind: str = "array_record") -> str:
     digits = max(5, len(str(count)))
-    return f"{split}-{number:0{digits}d}-of-{count:0{digits}d}.array_record"
+    return f"{split}-{number:0{digits}d}-of-{count:0{digits}d}.{kind}"
 
 
 def manifest_path(folder: Path, split: str) -> Path:
@@ -137,9 +137,8 @@ def write_records(path: Path, records: Iterable[bytes]) -> int:
 
     InputError if it cannot be written; then no file is left, and none if there are no records.
     """
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     count = 0
-    try:
+    with whole_file(path) as partial:
         with _writing(path):
             writer = array_record.ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         try:
@@ -151,14 +150,41 @@ def write_records(path: Path, records: Iterable[bytes]) -> int:
             with _writing(path):
                 writer.close()
         with _writing(path):
-            _flush(partial)
             if count_records(partial) != count:
                 raise OSError("it does not read back: is the disk full?")
-            if count:
+        if not count:
+            partial.unlink()
+    return count
+
+
+def write_chunks(path: Path, chunks: Iterable[np.ndarray]) -> None:
+    """Writes bytes one after the other to a new file and flushes it to the disk.
+
+    InputError if it cannot be written; then no file is left.
+    """
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        for chunk in chunks:
+            with _writing(path):
+                file.write(chunk.data)
+        with _writing(path):
+            file.flush()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, aside: Path | None = None) -> Iterator[Path]:
+    """Where to write a file, in the folder ``aside`` of the same disk if given.
+
+    After the body it is flushed to the disk and takes its name, whole or not at all.
+    """
+    partial = (aside or path.parent) / f".{uuid.uuid4().hex}.partial"
+    try:
+        yield partial
+        if partial.exists():
+            with _writing(path):
+                _flush(partial)
                 os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return count
 
 
 @contextlib.contextmanager
@@ -198,17 +224,9 @@ def file_hash(path: Path) -> str:
 
 
 def write_text(path: Path, content: str, aside: Path | None = None) -> None:
-    """Writes a small file, whole or not at all, and flushes it to the disk.
-
-    It is written in the folder ``aside`` of the same disk first, which may then be swept.
-    """
-    partial = (aside or path.parent) / f".{uuid.uuid4().hex}.partial"
-    try:
+    """Writes a small file, whole or not at all (``whole_file``); InputError if it cannot."""
+    with whole_file(path, aside) as partial, _writing(path):
         partial.write_text(content, encoding="utf-8", newline="\n")
-        _flush(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def to_json(value: Any) -> str:

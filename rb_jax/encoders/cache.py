@@ -25,12 +25,9 @@ from rb_jax.data.prepared import folder_hash
 from rb_jax.data.schema import EditExample
 from rb_jax.data.shards import (
     Shard,
-    describe_shard,
     read_manifest,
-    shard_name,
     splits_in,
     to_json,
-    write_records,
     write_text,
 )
 from rb_jax.encoders.sam.automatic import with_regions
@@ -59,7 +56,7 @@ class Job:
         return -(-self.examples // self.shard_examples)
 
     def path(self, shard: int) -> Path:
-        return self.folder / shard_name(self.split, shard, self.shards)
+        return features.shard_path(self.folder, self.split, shard, self.shards)
 
     def report(self, shard: int) -> Path:
         """Beside an unfinished split's shards: what each is, and what its values come from."""
@@ -165,22 +162,16 @@ def _make_shards(job, config, params, source, missing, batch_size, progress) -> 
     with progress_bar(total, f"features of {job.split}", "example", enabled=progress) as bar:
         for shard in missing:
             fields: dict[str, list[Any]] = {}
-            unit = job.path(shard).name
 
-            def records(shard=shard, unit=unit, fields=fields) -> Iterator[bytes]:
-                number = 0
+            def batches(shard=shard, fields=fields) -> Iterator[dict[str, np.ndarray]]:
                 for examples in _read(source, job.numbers(shard), batch_size):
                     arrays = encode(examples)
                     fields.update({k: [x.dtype.name, list(x.shape[1:])] for k, x in arrays.items()})
-                    for row in range(len(examples)):
-                        example = {name: np.asarray(x[row]) for name, x in arrays.items()}
-                        yield features.encode(example, f"{unit}/{number}")
-                        number += 1
+                    yield arrays
                     bar.update(len(examples))
 
-            count = write_records(job.path(shard), records())
-            shard_facts = dataclasses.asdict(describe_shard(job.path(shard), unit, count))
-            report = {"made_with": job.made_with, "fields": fields, "shard": shard_facts}
+            written = dataclasses.asdict(features.write_shard(job.path(shard), batches()))
+            report = {"made_with": job.made_with, "fields": fields, "shard": written}
             write_text(job.report(shard), to_json(report))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from rb_jax.config import Config, ConfigError
 from rb_jax.data import loader
-from rb_jax.data.features import FeatureCache
+from rb_jax.data.features import FeatureCache, flatten
 from rb_jax.data.reason50k import write_dataset
 from rb_jax.data.reasonworld import ReasonWorld
 from rb_jax.encoders.cache import cache_features
@@ -79,7 +79,7 @@ def test_loss_and_gradient_are_those_of_pixels(place):
 
 def test_what_is_missing_is_made_again_and_nothing_else(place, tmp_path):
     before = files(place / "cache")
-    shards = [name for name in before if name.endswith(".array_record")]
+    shards = [name for name in before if name.endswith(".features")]
     assert len(shards) == 3 and len(before) == 4
     shutil.copytree(place / "cache", tmp_path / "cache")
     shutil.copytree(place / "data", tmp_path / "data")
@@ -87,7 +87,7 @@ def test_what_is_missing_is_made_again_and_nothing_else(place, tmp_path):
     # As it is after a kill: two shards with their reports, one half written.
     assert run(tmp_path, "parts", process_index=1, process_count=2) is None
     (tmp_path / "parts" / ".0123.partial").write_bytes(b"half")
-    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("*.array_record")}
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("*.features")}
     assert list(times) == shards[1:2]
     made = run(tmp_path, "parts")
     assert made is not None and made.examples == COUNT
@@ -118,7 +118,7 @@ def test_other_ingredients_are_refused(place, tmp_path):
 @pytest.mark.parametrize("where", ["byte", "end", "swapped"])
 def test_damage_is_named(place, tmp_path, where):
     shutil.copytree(place / "cache", tmp_path / "cache")
-    first, second = sorted((tmp_path / "cache").glob("*.array_record"))[:2]
+    first, second = sorted((tmp_path / "cache").glob("*.features"))[:2]
     data = bytearray(first.read_bytes())
     if where == "byte":
         data[len(data) // 2] ^= 4
@@ -130,6 +130,35 @@ def test_damage_is_named(place, tmp_path, where):
     with pytest.raises(InputError, match=first.name):
         cache = FeatureCache(tmp_path / "cache", "train")
         cache[np.arange(4)]
+
+
+def test_no_changed_byte_or_moved_block_passes(place, tmp_path):
+    shutil.copytree(place / "cache", tmp_path / "cache")
+    path = sorted((tmp_path / "cache").glob("*.features"))[0]
+    whole, rng = path.read_bytes(), np.random.default_rng(5)
+    cache, four = FeatureCache(tmp_path / "cache", "train"), np.arange(4)
+    good = flatten(cache[four])
+
+    def write(data):
+        with path.open("r+b") as file:  # the cache keeps it open
+            file.write(data)
+
+    for position in rng.integers(0, len(whole), 150):
+        data = bytearray(whole)
+        data[position] ^= 1 << rng.integers(8)
+        write(data)
+        with pytest.raises(InputError, match=f"{path.name}: example [0-3] is damaged"):
+            cache[four]
+    write(whole[4096:8192] + whole[:4096] + whole[8192:])
+    with pytest.raises(InputError, match=f"{path.name}: example 0 is damaged"):
+        cache[four]
+    write(whole)
+    for name, value in flatten(cache[four]).items():
+        np.testing.assert_array_equal(value, good[name])
+    with path.open("r+b") as file:
+        file.truncate(len(whole) - 1)
+    with pytest.raises(InputError, match="ends within example 3"):
+        cache[four]
 
 
 def test_a_model_of_features_starts_without_encoders_and_ends_with_them(place):
