@@ -7,6 +7,7 @@ A folder holds one ``.npy`` file for each field of ``Batch``, one row an example
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -43,6 +44,8 @@ _CODE = (
     "buckets.py", "collate.py", "images.py", "loader.py", "manifests.py", "mixture.py",
     "objects.py", "reason50k.py", "records.py", "regions.py", "shards.py", "text.py",
 )  # fmt: skip
+
+_LOCK = "lock"  # held by the process that fills an unfinished folder
 
 EncodeLatents = Callable[[UInt8[np.ndarray, "B Y X 3"]], Float[Any, "B H W C"]]
 
@@ -108,7 +111,9 @@ def prepare(
     if meta is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not a prepared data set; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    lock = _lock(partial, os.O_CREAT)
     try:
         fields = _write_fields(config, split, partial, progress)
         if encode_latents is not None:
@@ -116,10 +121,34 @@ def prepare(
         text = json.dumps({"version": VERSION, "fingerprint": wanted, "fields": fields}, indent=1)
         (partial / "meta.json").write_text(text + "\n", encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp's folders are private
+        (partial / _LOCK).unlink()
         _publish(partial, folder, wanted)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
     return Prepared(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what processes that were killed left beside ``folder``."""
+    for partial in folder.parent.glob(f".{folder.name}.*"):
+        try:
+            lock = _lock(partial)
+        except OSError:  # somebody is at work there, or it is not ours
+            continue
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(partial: Path, flags: int = 0) -> int:
+    """Takes an unfinished folder until the descriptor is closed; OSError if another has it."""
+    lock = os.open(partial / _LOCK, os.O_RDWR | flags, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _publish(partial: Path, folder: Path, wanted: str) -> None:

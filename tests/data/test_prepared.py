@@ -1,6 +1,7 @@
 """Prepared sets hold what the stream would give, are reused exactly when they may be, and whole."""
 
 import dataclasses
+import fcntl
 import itertools
 import json
 import os
@@ -107,6 +108,21 @@ def test_a_failure_leaves_nothing(config, tmp_path):
         quick(config, tmp_path / "p")
     assert stamp(Prepared(tmp_path / "p")) == good
     assert sorted(os.listdir(tmp_path)) == ["p", "set"]
+
+
+def test_what_a_kill_left_is_removed_and_work_in_progress_is_not(config, tmp_path):
+    left, busy, others = (tmp_path / name for name in (".ready.a1", ".ready.b2", ".ready.notes"))
+    for folder in (left, busy, others):
+        folder.mkdir()
+        (folder / "source.npy").write_bytes(b"half")
+    for folder in (left, busy):
+        (folder / "lock").touch()
+    with (busy / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        prepare(config, "train", tmp_path / "ready", progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".ready.b2", ".ready.notes", "ready", "set"]  # fmt: skip
+    assert not (tmp_path / "ready" / "lock").exists()
 
 
 def test_other_folders_are_not_touched(config, tmp_path):
