@@ -189,7 +189,7 @@ def test_what_has_no_pictures_shows_none():
     assert from_config_dict(noise()).train.task == "mmdit"
     with pytest.raises(ConfigError, match="config.train.eval_examples: must be 0"):
         from_config_dict(noise(eval_examples=2))
-    values = noise(task="edit", eval_examples=2)
+    values = noise(task="edit", eval_examples=2, init_from="")
     assert from_config_dict(values)
     values["data"]["inputs"] = "features"
     with pytest.raises(ConfigError, match="config.train.eval_examples: must be 0"):

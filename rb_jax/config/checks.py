@@ -115,8 +115,11 @@ def check(config: Config) -> None:
          "data.name='cache' holds 'features'"),
         (data.inputs == "pixels" or train.task != "autoencoder", "data.inputs",
          "train.task='autoencoder' learns from pixels"),
-        (train.eval_examples == 0 or (train.task != "mmdit" and data.inputs == "pixels"),
-         "train.eval_examples", "must be 0: there are no pictures in latents and features"),
+        (train.eval_examples == 0 or train.task != "mmdit", "train.eval_examples",
+         "must be 0: there are no pictures in latents"),
+        (train.eval_examples == 0 or data.inputs == "pixels"
+         or (data.name == "cache" and bool(train.init_from)), "train.eval_examples",
+         "must be 0: features are shown by the autoencoder of train.init_from, which is not set"),
         (mmdit.source != "none" or train.task == "mmdit", "model.mmdit.source",
          "an edit needs its source: 'channel' or 'sequence'"),
     ]  # fmt: skip

@@ -10,17 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Float, UInt8
 
 from rb_jax.config import Config
 from rb_jax.sharding.mesh import compiler_options, process_rows, replicated, shard_batch
 from rb_jax.sharding.processes import is_primary
 from rb_jax.train import feed
 from rb_jax.train.metrics import RunLog, Window, image_grid, save_png, to_uint8
-from rb_jax.train.state import TrainState
+from rb_jax.train.state import TrainState, cast_params, definition, merge_partial
 from rb_jax.train.step import eval_step, sample_step, shapes
-from rb_jax.types import AnyBatch, Batch
+from rb_jax.train.weights import encoder_weights
+from rb_jax.types import AnyBatch, Batch, FeatureBatch
 
 VAL_BATCHES = 4
+Decode = Callable[[Float[np.ndarray, "B H W C"]], UInt8[np.ndarray, "B Y X 3"]]
 
 
 class Evaluator:
@@ -29,7 +32,9 @@ class Evaluator:
     def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
         self.batches: list[AnyBatch] = []  # this process's rows
-        self.few: Batch | None = None  # what is shown, if anything, whole on every process
+        # What is shown, if anything, whole on every process; of features, with a decoder.
+        self.few: Batch | FeatureBatch | None = None
+        self.decode: Decode | None = None
         # Replicated, so that every process can read the results.
         jit = functools.partial(
             jax.jit, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh)
@@ -52,8 +57,10 @@ class Evaluator:
                     self.losses[shapes(made)] = lowered.compile()
             if count := min(self.config.train.eval_examples, size):
                 few = next(feed.streamed(self.config, split, rows=np.arange(count)))
-                assert isinstance(few, Batch), "config.train.eval_examples needs pictures"
+                assert isinstance(few, Batch | FeatureBatch), "no pictures in these batches"
                 batch = shard_batch(self.mesh, few)
+                if isinstance(few, FeatureBatch):
+                    self.decode = latent_decoder(self.config, self.mesh, few.target_latent.shape)
                 self.sample = self.sample.lower(state, batch, jax.random.key(0)).compile()
                 self.few = few
 
@@ -83,11 +90,38 @@ class Evaluator:
                 save_png(workdir / "samples" / f"step_{step}.png", picture)
         return True
 
-    def picture(self, few: Batch, state: TrainState, rng: jax.Array) -> np.ndarray:
-        """uint8 [H W 3]: a row for each example, source | edit | truth."""
-        made = self.sample(state, shard_batch(self.mesh, few), rng)
-        made = to_uint8(jax.device_get(made))
+    def picture(
+        self, few: Batch | FeatureBatch, state: TrainState, rng: jax.Array
+    ) -> UInt8[np.ndarray, "H W 3"]:
+        """A row for each example, source | edit | truth; of features all three are decoded."""
+        made = jax.device_get(self.sample(state, shard_batch(self.mesh, few), rng))
+        if isinstance(few, FeatureBatch):
+            assert self.decode is not None
+            latents = few.features.source_latent, made, few.target_latent
+            return image_grid([self.decode(np.asarray(x, np.float32)) for x in latents])
+        made = to_uint8(made)
         columns = [np.asarray(few.source), made]
         if few.target is not None and self.config.train.task == "edit":
             columns.append(np.asarray(few.target))
         return image_grid(columns)
+
+
+def latent_decoder(config: Config, mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> Decode:
+    """Latents of this shape to pictures, by the autoencoder of config.train.init_from.
+
+    Compiled here; every process must call this, and what it returns with the same latents.
+    """
+    other, weights = encoder_weights(config, ("autoencoder",))
+    graphdef, shapes, _ = definition(other)
+
+    def decode(weights, latents):
+        weights = cast_params(other, weights)
+        return merge_partial(graphdef, weights, shapes).autoencoder.decode(latents)
+
+    everywhere = replicated(mesh)
+    weights = jax.device_put(weights, everywhere)
+    latents = jax.ShapeDtypeStruct(shape, np.float32, sharding=everywhere)
+    jitted = jax.jit(decode, out_shardings=everywhere, compiler_options=compiler_options(mesh))
+    with jax.set_mesh(mesh):
+        run = jitted.lower(weights, latents).compile()
+    return lambda z: to_uint8(jax.device_get(run(weights, jax.device_put(z, everywhere))))

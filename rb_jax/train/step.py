@@ -28,7 +28,7 @@ from rb_jax.train.state import (
     replace,
     trainable_paths,
 )
-from rb_jax.types import AnyBatch, Batch
+from rb_jax.types import AnyBatch, Batch, FeatureBatch
 
 Metrics = dict[str, Array]
 NORM_DECAY = 0.98  # of the running average of the gradient's norm
@@ -183,10 +183,19 @@ def eval_step(
 
 
 def sample_step(
-    graphdef: nnx.GraphDef, config: Config, state: TrainState, batch: Batch, rng: Array
-) -> Float[Array, "B Y X 3"]:
-    """Edited pictures in [-1, 1] (an autoencoder's reconstructions) of the running average."""
+    graphdef: nnx.GraphDef,
+    config: Config,
+    state: TrainState,
+    batch: Batch | FeatureBatch,
+    rng: Array,
+) -> Float[Array, "B _ _ _"]:
+    """Edited pictures in [-1, 1] (an autoencoder's reconstructions) of the running average.
+
+    Of features their latents [B H W C].
+    """
     model = ema_model(graphdef, config, state)
+    if isinstance(batch, FeatureBatch):
+        return model.sample_latents(batch, rng)
     if config.train.task == "autoencoder":
         return model.reconstruct(batch)
     return model.sample(batch, rng)

@@ -9,7 +9,7 @@ import dataclasses
 import importlib.resources
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,12 +124,22 @@ def initial_weights(config: Config) -> Params:
     return {}
 
 
-def encoder_weights(config: Config) -> tuple[Config, Params]:
-    """The encoders of config.train.init_from, and its configuration; nothing if it has none."""
+def encoder_weights(config: Config, stages: Collection[str] = ENCODERS) -> tuple[Config, Params]:
+    """These encoders of config.train.init_from, and its configuration; nothing without a source.
+
+    The rest of the model is not read. Raises InputError as ``load_weights``.
+    """
     if not config.train.init_from:
         return config, {}
-    other, params = load_weights(resolve(config.train.init_from, SHIPPED["init_from"]))
-    return other, {path: x for path, x in params.items() if path.split("/")[0] in ENCODERS}
+    folder = resolve(config.train.init_from, SHIPPED["init_from"])
+    if not has_weights(folder):
+        other, params = load_weights(folder)
+        return other, {path: x for path, x in params.items() if path.split("/")[0] in stages}
+    other, files = open_weights(folder)
+    wanted = {p: x for p, x in definition(other)[1].items() if p.split("/")[0] in stages}
+    params = {path: files.read(path, checksum=True) for path in files if path in wanted}
+    check_weights(params, wanted, where=f"the encoders in {folder}")
+    return other, params
 
 
 def whole_model(config: Config, params: Params) -> tuple[Config, Params]:

@@ -107,11 +107,12 @@ def test_shards_that_changed_places(copy):
 
 
 CHILD = """
-import sys
+import faulthandler, sys
 from rb_jax.data.shards import Records
 from rb_jax.errors import InputError
 folder, names = sys.argv[1], sys.argv[2:]
 for name in names:
+    faulthandler.dump_traceback_later(10, exit=True)  # a hang
     for index in range(11):
         try:
             records = Records(f"{folder}/{name}", "train")

@@ -2,11 +2,13 @@
 
 import dataclasses
 import shutil
+from contextlib import closing
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from rb_jax.config import Config, ConfigError
 from rb_jax.data import loader
@@ -15,8 +17,12 @@ from rb_jax.data.reason50k import write_dataset
 from rb_jax.data.reasonworld import ReasonWorld
 from rb_jax.encoders.cache import cache_features
 from rb_jax.errors import InputError
+from rb_jax.sharding.mesh import make_mesh
 from rb_jax.train import feed
-from rb_jax.train.state import trainable_paths
+from rb_jax.train.evaluation import Evaluator
+from rb_jax.train.metrics import RunLog, image_grid, to_uint8
+from rb_jax.train.optimizer import make_optimizer
+from rb_jax.train.state import init_state, trainable_paths
 from rb_jax.train.weights import initial_weights, save_weights, whole_model
 from tests import tiny
 
@@ -75,6 +81,33 @@ def test_loss_and_gradient_are_those_of_pixels(place):
     assert terms.keys() == others.keys()
     for name, term in terms.items():
         np.testing.assert_allclose(others[name], term, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_edits_of_features_are_shown(place, tmp_path):
+    """Their latents, decoded by the autoencoder of the model that training starts from."""
+    config = cached_config(place, train__eval_examples=3, data__val_split="train")
+    mesh = make_mesh(config.mesh)
+    state = init_state(config, make_optimizer(config), initial_weights(config), mesh)
+    evaluator = Evaluator(config, tiny.definition(config)[0], mesh)
+    evaluator.compile(state)
+    with closing(RunLog(tmp_path, 0)) as log:
+        assert evaluator.evaluate(tmp_path, log, state, lambda: False)
+    shown = np.asarray(Image.open(tmp_path / "samples" / "step_0.png"))
+
+    pixels = pixels_config(place)
+    batch = next(loader.batches(pixels, "train", rows=np.arange(3)))
+
+    def decoded(brain, batch):
+        return (
+            brain.autoencoder.decode(brain.encode_latents(batch.source)),
+            brain.sample(batch, jax.random.key(0)),
+            brain.autoencoder.decode(brain.encode_latents(batch.target)),
+        )
+
+    columns = tiny.jit(decoded, pixels)(tiny.params(pixels), batch)
+    wanted = image_grid([to_uint8(np.asarray(x)) for x in columns])
+    assert shown.shape == wanted.shape and len(np.unique(wanted)) > 20
+    assert np.abs(shown.astype(int) - wanted).max() <= 2
 
 
 def test_what_is_missing_is_made_again_and_nothing_else(place, tmp_path):
