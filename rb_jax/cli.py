@@ -382,7 +382,10 @@ def _version() -> str:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"rb-jax: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        print(f"rb-jax: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    except OSError:  # it goes to a full disk; the status must come through all the same
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end)
     return status
 
 

@@ -1,6 +1,8 @@
 """The command line, in this process: exit codes, one line for bad input, nothing half-written."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(name, folder, capsys):
     assert out == "" and err.startswith("rb-jax: ") and err.count("\n") == 1
     assert expected in err
     assert contents(folder) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has it")
+def test_the_status_comes_through_when_the_message_cannot():
+    command = [sys.executable, "-m", "rb_jax.entry", "train", "--config=nothing.py"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stderr=full).returncode == 2
 
 
 def test_usage(capsys):

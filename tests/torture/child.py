@@ -46,14 +46,16 @@ def write_config(folder: Path, **values) -> Path:
     return path
 
 
-def start(config: Path, workdir: Path, devices: int = 1, flags: Sequence[str] = ()) -> int:
-    """Forks a training; its process id. What it says goes to ``workdir``.log."""
+def start(
+    config: Path, workdir: Path, devices: int = 1, flags: Sequence[str] = (), said: str = ""
+) -> int:
+    """Forks a training; its process id. What it says goes to ``said``, or ``workdir``.log."""
     pid = os.fork()
     if pid:
         return pid
     code = 99
     try:
-        log = os.open(f"{workdir}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        log = os.open(said or f"{workdir}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
         jax.config.update("jax_platforms", "cpu")

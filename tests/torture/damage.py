@@ -67,8 +67,8 @@ def full_disks(peace: Peace, folder: Path, count: int) -> dict:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], check=True)
         moved = folder / f"room_{i}"
         try:
-            code = child.finish(child.start(peace.config, mount / "run"))
-            log = (mount / "run.log").read_text()
+            code = child.finish(child.start(peace.config, mount / "run", said=f"{moved}.log"))
+            log = Path(f"{moved}.log").read_text()
             shutil.copytree(mount / "run", moved)
         finally:
             subprocess.run(["umount", "-l", mount], check=True)
