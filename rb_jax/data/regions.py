@@ -30,21 +30,21 @@ def segment(
     labels = _merge(_colour(_cells(pixels, shape)))
     roots, first, counts = np.unique(labels, return_index=True, return_counts=True)
     order = np.lexsort((first, -counts))
-    kept = [roots[i] for i in order if counts[i] >= min(MIN_CELLS, len(labels))][:max_regions]
+    kept = roots[order[counts[order] >= min(MIN_CELLS, len(labels))]][:max_regions]
     masks = np.zeros((max_regions, *shape), bool)
-    valid = np.zeros(max_regions, bool)
-    for row, root in enumerate(kept):
-        masks[row] = (labels == root).reshape(shape)
-    valid[: len(kept)] = True
-    return masks, valid
+    masks[: len(kept)] = (labels == kept[:, None]).reshape(-1, *shape)
+    return masks, np.arange(max_regions) < len(kept)
 
 
 def _cells(pixels: np.ndarray, shape: tuple[int, int]) -> Float[np.ndarray, "G_y G_x 3"]:
     """The mean colour of each cell."""
     (rows, columns), block = shape, pixels.shape[0] // shape[0]
-    # Whole rows first, as integers: several times faster than float sums of single cells.
-    sums = pixels.reshape(rows, block, -1).sum(1, np.uint32).reshape(rows, columns, block, 3)
-    return sums.sum(2, np.uint32).astype(np.float32) / (block * block)
+    # Whole rows first, as small integers, then a product: many times faster than sums of cells.
+    sums = pixels.reshape(rows, block, -1).sum(1, np.uint16 if block <= 257 else np.uint32)
+    sums = sums.reshape(rows, columns, 3 * block).astype(np.float64) @ np.tile(
+        np.eye(3), (block, 1)
+    )
+    return sums.astype(np.float32) / (block * block)
 
 
 def _colour(rgb: np.ndarray) -> np.ndarray:

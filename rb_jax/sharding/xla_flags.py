@@ -39,6 +39,10 @@ FLAGS: dict[str, tuple[str, dict[str, str]]] = {
         "splits all-gathers (the weights of FSDP) into a start and a wait",
         _all(TPUS, _ON),
     ),
+    "xla_tpu_prefer_async_allgather_to_allreduce": (
+        "keeps all-gathers over several axes of the torus from becoming all-reduces, twice the size",
+        _all(TPUS, _ON),
+    ),
     "xla_tpu_overlap_compute_collective_tc": (
         "lets the TensorCore compute while it drives a transfer",
         _all(TPUS, _ON),
