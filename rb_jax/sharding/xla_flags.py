@@ -40,7 +40,7 @@ FLAGS: dict[str, tuple[str, dict[str, str]]] = {
         _all(TPUS, _ON),
     ),
     "xla_tpu_prefer_async_allgather_to_allreduce": (
-        "keeps all-gathers over several axes of the torus from becoming all-reduces, twice the size",
+        "keeps all-gathers on a 3D torus from becoming all-reduces, which send twice as much",
         _all(TPUS, _ON),
     ),
     "xla_tpu_overlap_compute_collective_tc": (
