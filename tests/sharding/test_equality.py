@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests import quick
 from tests.sharding.meshes import MESHES
 
 ROOT = Path(__file__).parents[2]
@@ -19,13 +20,11 @@ LOSS, GRADIENT, PSNR = 1e-5, 1e-4, 60
 
 def on_eight_devices(check: str, task: str, *meshes: int) -> dict[str, dict[str, Any]]:
     """How far the results on meshes are from one device's."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=8 {quick.FLAGS}"
     run = subprocess.run(
         [sys.executable, "-m", "tests.sharding.meshes", check, task, *map(str, meshes)], cwd=ROOT,
         capture_output=True, text=True,
-        env=os.environ | {
-            "XLA_FLAGS": f"{flags} --xla_cpu_use_fusion_emitters=false", "JAX_PLATFORMS": "cpu"
-        },
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])

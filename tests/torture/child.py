@@ -26,6 +26,7 @@ from rb_jax.data import loader
 from rb_jax.train import feed, loop, state
 from rb_jax.train.metrics import is_timing, read_lines
 from rb_jax.train.stored import load_arrays, state_hash
+from tests import quick
 
 __all__ = ["loader", "loop"]  # imported for the children
 MODELS = {"edit": ("tests.train.fake", "FakeBrain")}
@@ -59,10 +60,7 @@ def start(
         os.dup2(log, 1)
         os.dup2(log, 2)
         jax.config.update("jax_platforms", "cpu")
-        os.environ["XLA_FLAGS"] = (
-            "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-            f"--xla_force_host_platform_device_count={devices}"
-        )
+        os.environ["XLA_FLAGS"] = f"{quick.FLAGS} --xla_force_host_platform_device_count={devices}"
         state.MODELS = MODELS
         record_samples(workdir)
         command = ["train", f"--config={config}", f"--workdir={workdir}", *flags]
