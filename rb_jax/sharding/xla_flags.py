@@ -64,6 +64,10 @@ FLAGS: dict[str, tuple[str, dict[str, str]]] = {
         "lets the SparseCores run reduce-scatters (the gradients of FSDP) beside the TensorCores",
         _all((V5P, V6E, V7X), _ON),
     ),
+    "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": (
+        "the same over several axes of the torus, instead of all-reduces that send twice as much",
+        _all((V5P, V6E, V7X), _ON),
+    ),
     "xla_tpu_enable_sparse_core_collective_offload_all_reduce": (
         "the same for all-reduces (the gradients of the data axis)",
         _all((V5P, V6E, V7X), _ON),
