@@ -22,7 +22,7 @@ from rb_jax.errors import InputError
 from rb_jax.plan import program
 from rb_jax.plan.compiling import Analysis, analyse
 from rb_jax.plan.topologies import Topology, parse
-from rb_jax.sharding.mesh import AXES, check_batch_size, check_heads, mesh_shape
+from rb_jax.sharding.mesh import abstract_mesh, check_batch_size, check_heads, mesh_shape
 from rb_jax.sharding.rules import partition
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import abstract_tree
@@ -102,7 +102,7 @@ def target(config: Config, name: str, slices: int = 1, batch_per_chip: int = 0) 
         config, mesh=mesh_config, train=dataclasses.replace(config.train, batch_size=batch)
     )
     try:
-        mesh = AbstractMesh(mesh_shape(config.mesh, topology.devices), AXES)
+        mesh = abstract_mesh(mesh_shape(config.mesh, topology.devices))
         check_batch_size(mesh, batch)
         check_heads(mesh, config.model)
     except InputError as error:

@@ -14,7 +14,14 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+)
 from jaxtyping import Int
 
 from rb_jax.config import MeshConfig, ModelConfig
@@ -23,6 +30,8 @@ from rb_jax.sharding import xla_flags
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH_AXES = ("data", "fsdp")
+# XLA propagates the layouts; JAX 0.11 would have them in types unless told otherwise.
+_TYPES = (AxisType.Auto,) * len(AXES)
 # Beyond this many devices shards of parameters get small and their gathers long.
 MAX_FSDP = 64
 Tree = TypeVar("Tree")
@@ -48,7 +57,12 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     else:
         # 64 of 16 x 16 chips are 4 of its rows: an axis of the torus may be cut.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES)
+    return Mesh(grid, AXES, axis_types=_TYPES)
+
+
+def abstract_mesh(shape: Sequence[int], device: AbstractDevice | None = None) -> AbstractMesh:
+    """A mesh of devices that need not be there; ``device`` is what each of them is."""
+    return AbstractMesh(tuple(shape), AXES, axis_types=_TYPES, abstract_device=device)
 
 
 def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int, int, int]:

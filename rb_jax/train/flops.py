@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 from jax.extend import core
-from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from jax.sharding import AbstractDevice, use_abstract_mesh
 
-from rb_jax.sharding.mesh import AXES
+from rb_jax.sharding.mesh import AXES, abstract_mesh
 
 
 def count_flops(function: Callable, *args) -> float:
@@ -24,8 +24,7 @@ def count_flops(function: Callable, *args) -> float:
     Traced as for a CPU, where no kernel hides its products.
     """
     cpu = AbstractDevice("cpu", None, "cpu")
-    mesh = AbstractMesh((1,) * len(AXES), AXES, abstract_device=cpu)
-    with use_abstract_mesh(mesh):
+    with use_abstract_mesh(abstract_mesh((1,) * len(AXES), cpu)):
         return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from rb_jax.layers import attention as kernels
 from rb_jax.layers.attention import MultiheadAttention, attention, merge_heads, split_heads
 from rb_jax.layers.splash import largest, splash_attention
-from rb_jax.sharding.mesh import AXES, make_mesh
+from rb_jax.sharding.mesh import AXES, abstract_mesh, make_mesh
 from tests import reference
 
 RNG = np.random.default_rng(0)
@@ -133,7 +133,7 @@ def mesh_of(platform: str, kind: str, **sizes: int):
     """A mesh of devices that need not be here."""
     device = jax.sharding.AbstractDevice(kind, None, platform)
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    return jax.sharding.AbstractMesh(shape, AXES, abstract_device=device)
+    return abstract_mesh(shape, device)
 
 
 TPU = mesh_of("tpu", "TPU v5p", fsdp=4)

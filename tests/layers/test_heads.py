@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh
 
 from rb_jax.layers import heads
 from rb_jax.layers.heads import LANES, normed_heads, reference
+from rb_jax.sharding.mesh import abstract_mesh
 from tests import tiny
 
 HEADS = 3
@@ -79,8 +79,6 @@ def test_the_kernels_gradient_is_the_formulas(tokens):
 )
 def test_when_the_kernel_runs(platform, tensor, width, expected):
     device = jax.sharding.AbstractDevice(f"some {platform}", None, platform)
-    axes = ("data", "fsdp", "tensor", "context")
-    mesh = AbstractMesh((1, 2, tensor, 1), axes, abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(abstract_mesh((1, 2, tensor, 1), device)):
         assert heads.fused(width) is expected
     assert not heads.fused(width)

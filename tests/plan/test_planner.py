@@ -8,14 +8,13 @@ from typing import Any
 
 import jax
 import pytest
-from jax.sharding import AbstractMesh
 
 from rb_jax import cli
 from rb_jax.config import Config, RematConfig, from_config_dict, paper_model, to_config_dict
 from rb_jax.errors import InputError
 from rb_jax.plan import page, planner, program, search
 from rb_jax.plan.compiling import Analysis
-from rb_jax.sharding.mesh import AXES
+from rb_jax.sharding.mesh import abstract_mesh
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import abstract_state
 
@@ -89,7 +88,7 @@ def test_batch_per_chip_and_slices_fill_the_mesh():
 
 def test_state_bytes_are_those_of_the_real_layout():
     made = config(mesh__fsdp=4, mesh__data=2)
-    mesh = AbstractMesh((2, 4, 1, 1), AXES)
+    mesh = abstract_mesh((2, 4, 1, 1))
     state = abstract_state(made, make_optimizer(made), mesh)
     expected = sum(
         x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))

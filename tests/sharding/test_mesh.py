@@ -14,6 +14,7 @@ import pytest
 from rb_jax.config import MeshConfig
 from rb_jax.errors import InputError
 from rb_jax.sharding.mesh import (
+    abstract_mesh,
     batch_divisor,
     check_batch_size,
     make_mesh,
@@ -104,7 +105,7 @@ def test_a_mesh_that_does_not_fit_says_what_would(mesh, count, message):
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest():
-    mesh = jax.sharding.AbstractMesh((2, 3, 1, 1), ("data", "fsdp", "tensor", "context"))
+    mesh = abstract_mesh((2, 3, 1, 1))
     check_batch_size(mesh, 12)
     with pytest.raises(InputError, match=r"batch_size=16 .* use 12 or 18"):
         check_batch_size(mesh, 16)
