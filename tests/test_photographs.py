@@ -9,7 +9,7 @@ from PIL import Image
 
 from rb_jax.data import loader
 from rb_jax.data.images import open_image
-from rb_jax.sharding.mesh import make_mesh
+from rb_jax.sharding.mesh import make_mesh, replicated
 from rb_jax.train import checkpoint
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import abstract_state, definition, init_state
@@ -42,8 +42,10 @@ def test_edits_come_back_at_the_source_size_and_upright(folder, editor, name):
 def test_training_on_a_folder_continues_bit_for_bit(folder, tmp_path):
     """The real model, two interrupted halves against one whole, through a checkpoint on disk."""
     config = tiny.config(data__name="folder", data__path=str(folder), train__batch_size=3)
-    graphdef, tx = definition(config)[0], make_optimizer(config)
-    step = jax.jit(functools.partial(train_step, graphdef, config, tx))
+    graphdef, tx, mesh = definition(config)[0], make_optimizer(config), make_mesh()
+    start = init_state(config, tx, mesh=mesh)
+    layouts = jax.tree.map(lambda x: x.sharding, start), replicated(mesh)
+    step = jax.jit(functools.partial(train_step, graphdef, config, tx), out_shardings=layouts)
 
     def run(state, first, last):
         batches = loader.batches(config, "train", start_step=first)
@@ -52,12 +54,11 @@ def test_training_on_a_folder_continues_bit_for_bit(folder, tmp_path):
             assert np.isfinite(metrics["loss"])
         return state
 
-    start = init_state(config, tx)
     whole = run(start, 0, 4)
     with checkpoint.open_checkpoints(tmp_path) as manager:
         manager.save(run(start, 0, 2), config, {})
         manager.wait()
-        restored, _ = manager.restore(2, config, abstract_state(config, tx, make_mesh()))
+        restored, _ = manager.restore(2, config, abstract_state(config, tx, mesh))
     parts = run(restored, 2, 4)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start.params, whole.params)
     assert np.mean(list(moved.values())) > 0.9

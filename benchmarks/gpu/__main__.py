@@ -35,7 +35,7 @@ CPU = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 # At toy size programs are compiled for longer than they run, and one thread is enough: several wait
 # for each other on a busy machine.
 TOY = CPU | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0"),
     "OMP_NUM_THREADS": "1",
 }
 # PyTorch's process counts FLOPs with JAX, and must leave it the card's memory.

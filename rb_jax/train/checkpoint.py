@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ class Checkpoints:
         self.last: int | None = None  # the step that was saved or restored last
         self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._commit: Future[None] | None = None
+        self._all_finite: Callable[[dict[str, Any]], jax.Array] = all_finite
+
+    def compile(self, state: TrainState) -> None:
+        """Ahead of the first ``save`` of such a state, which may be in a hurry."""
+        self._all_finite = all_finite.lower(flat(state)).compile()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -73,7 +79,7 @@ class Checkpoints:
         step = int(state.step)
         partial = self.folder / f"{step}{SAVING}"
         arrays = flat(state)
-        finite = all_finite(arrays)  # on the devices; the host does not wait for it
+        finite = self._all_finite(arrays)  # on the devices; the host does not wait for it
         record = {"version": _version(), "step": step, "config": dataclasses.asdict(config)}
         text = json.dumps(record | {"progress": progress})
         self._commit = Future()

@@ -304,6 +304,7 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     stepper = Stepper(config, jitted, run.mesh, peak)
     with run.clock.phase("compile"):
         stepper.compile(state, batch)
+        run.manager.compile(state)
     seconds, flops = run.clock.spent["compile"], stepper.flops(batch)
     say(f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
          f"{peak / 1e12:.2f} TFLOP/s ({source})")  # fmt: skip

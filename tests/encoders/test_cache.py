@@ -100,14 +100,16 @@ def test_edits_of_features_are_shown(place, tmp_path):
     def decoded(brain, batch):
         return (
             brain.autoencoder.decode(brain.encode_latents(batch.source)),
-            brain.sample(batch, jax.random.key(0)),
             brain.autoencoder.decode(brain.encode_latents(batch.target)),
         )
 
-    columns = tiny.jit(decoded, pixels)(tiny.params(pixels), batch)
-    wanted = image_grid([to_uint8(np.asarray(x)) for x in columns])
-    assert shown.shape == wanted.shape and len(np.unique(wanted)) > 20
-    assert np.abs(shown.astype(int) - wanted).max() <= 2
+    source, target = tiny.jit(decoded, pixels)(tiny.params(pixels), batch)
+    wanted = image_grid([to_uint8(np.asarray(x)) for x in (source, target)])
+    width = shown.shape[1] // 3
+    edit, beside = shown[:, width:-width], np.delete(shown, np.s_[width:-width], axis=1)
+    assert beside.shape == wanted.shape and len(np.unique(wanted)) > 20
+    assert np.abs(beside.astype(int) - wanted).max() <= 2
+    assert len(np.unique(edit)) > 20 and np.abs(edit.astype(int) - beside[:, :width]).max() > 20
 
 
 def test_what_is_missing_is_made_again_and_nothing_else(place, tmp_path):
