@@ -20,7 +20,7 @@ demo: $(VENV)/.installed  ## train a small editor on this machine, edit, score; 
 test: lint  ## lint, check types and run every test
 	$(BIN)/pytest -n 2 --dist=worksteal
 
-exhaustive: $(VENV)/.installed-dev  ## run the tests that test leaves out: every mesh with the whole model
+exhaustive: $(VENV)/.installed-dev  ## run the tests that test leaves out: every mesh, the whole model, a thousand damaged files
 	$(BIN)/pytest -n 2 --dist=worksteal -m exhaustive
 
 torture: $(VENV)/.installed-dev  ## kill, stop, damage and move training runs; prints a table (an hour; root, for small disks)

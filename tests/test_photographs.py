@@ -39,6 +39,7 @@ def test_edits_come_back_at_the_source_size_and_upright(folder, editor, name):
     assert edited.size == UPRIGHT[name] == (source.shape[1], source.shape[0])
 
 
+@pytest.mark.exhaustive  # compiling takes long; tests/train does the same with a fake model
 def test_training_on_a_folder_continues_bit_for_bit(folder, tmp_path):
     """The real model, two interrupted halves against one whole, through a checkpoint on disk."""
     config = tiny.config(data__name="folder", data__path=str(folder), train__batch_size=3)
