@@ -31,19 +31,18 @@ POLL_SECONDS = 0.1
 class Interruptible(Generic[T]):
     """An iterator that is waited for only until there is a reason to stop.
 
-    A thread takes the items, each when it is asked for. It is not waited for at the end, since it
-    may hang in a file system.
+    A thread takes the items, each when it is asked for. ``close`` ends it, without waiting, since
+    it may hang in a file system.
     """
 
     def __init__(self, items: Iterator[T], stop: Callable[[], bool]):
         self._items, self._stop = items, stop
-        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._take, name="input", daemon=True).start()
 
     def _take(self) -> None:
-        while True:
-            self._asked.get()
+        while self._asked.get():
             try:
                 self._answers.put((next(self._items), None))
             except BaseException as error:
@@ -51,7 +50,7 @@ class Interruptible(Generic[T]):
 
     def next(self) -> T | None:
         """The next item, or None when the reason came first; then ask for no more."""
-        self._asked.put(None)
+        self._asked.put(True)
         while True:
             try:
                 item, error = self._answers.get(timeout=POLL_SECONDS)
@@ -62,6 +61,9 @@ class Interruptible(Generic[T]):
             if error is not None:
                 raise error
             return item
+
+    def close(self) -> None:
+        self._asked.put(False)
 
 
 def train_batches(

@@ -202,7 +202,7 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     stepper, pending = compile_step(run, graphdef, state, batch), None
     progress = Progress(first, config.train.steps)
     run.stop.signals.hold()
-    with closing(progress):
+    with closing(progress), closing(batches):
         for step in range(first + 1, config.train.steps + 1):
             new = not stepper.knows(batch)  # the first batch of a bucket
             if new:
