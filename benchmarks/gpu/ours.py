@@ -18,7 +18,7 @@ from benchmarks.gpu import programs
 from benchmarks.gpu.programs import SIZES, Program, Shape
 from benchmarks.gpu.rows import OURS, Row, measured
 from rb_jax.config import Config
-from rb_jax.plan.chips import device_flops
+from rb_jax.sharding.chips import device_flops
 from rb_jax.sharding.mesh import compiler_options, make_mesh
 from rb_jax.train.state import fast_compile
 

@@ -10,7 +10,7 @@ from benchmarks.gpu import programs
 from benchmarks.gpu.programs import SIZES
 from benchmarks.gpu.rows import Row, measured
 from rb_jax.config import Config
-from rb_jax.plan.chips import device_flops
+from rb_jax.sharding.chips import device_flops
 
 Write = Callable[[Row], None]
 WARM_UP = 2

@@ -307,6 +307,9 @@ class MeshConfig:
     """Devices along each axis of the mesh; -1 fills. ``slices`` are joined by a slower network.
 
     With both data and fsdp -1, fsdp takes up to 64 devices of a slice and data the rest.
+    ``frozen`` weights are split over fsdp like the others (``sharded``), so that each use gathers
+    them, or not (``whole``); ``auto`` keeps them whole where the training state then takes no more
+    than 0.6 of a device's memory.
     """
 
     data: int = -1
@@ -314,6 +317,7 @@ class MeshConfig:
     tensor: int = 1
     context: int = 1
     slices: int = 1
+    frozen: Literal["auto", "sharded", "whole"] = "auto"
 
 
 @dataclass(frozen=True)

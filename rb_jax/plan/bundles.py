@@ -12,7 +12,7 @@ import math
 import re
 from pathlib import Path
 
-from rb_jax.plan.chips import Chip
+from rb_jax.sharding.chips import Chip
 
 DUMP_FLAGS = (
     "--xla_jf_dump_llo_text=true",

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rb_jax.plan.chips import Chip
 from rb_jax.plan.hlo import Computation, Instruction, Module
 from rb_jax.plan.work import operand_arrays
+from rb_jax.sharding.chips import Chip
 
 KINDS = (
     "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,9 +22,9 @@ from rb_jax.plan import program
 from rb_jax.plan.compiling import Analysis, analyse
 from rb_jax.plan.topologies import Topology, parse
 from rb_jax.sharding.mesh import abstract_mesh, check_batch_size, check_heads, mesh_shape
-from rb_jax.sharding.rules import partition
+from rb_jax.sharding.rules import bytes_per_device, state_shardings
 from rb_jax.train.optimizer import make_optimizer
-from rb_jax.train.state import abstract_tree
+from rb_jax.train.state import TrainState, abstract_state
 
 GIB = 2**30
 BUILD = "rb_jax.plan.program:lower"
@@ -61,6 +60,7 @@ class Row:
     collectives: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     assumptions: list[str] = dataclasses.field(default_factory=list)
     remat: dict[str, str] = dataclasses.field(default_factory=dict)
+    frozen: str = "sharded"  # how the weights that never change lie: whole, or split over fsdp
     note: str = ""
 
     @property
@@ -77,6 +77,7 @@ class Target:
     config: Config
     mesh: AbstractMesh
     state_bytes: int  # of one device
+    saving: int = 0  # bytes of them that splitting the frozen weights over fsdp would save
 
     @property
     def limit(self) -> float:
@@ -102,28 +103,43 @@ def target(config: Config, name: str, slices: int = 1, batch_per_chip: int = 0) 
         config, mesh=mesh_config, train=dataclasses.replace(config.train, batch_size=batch)
     )
     try:
-        mesh = abstract_mesh(mesh_shape(config.mesh, topology.devices))
+        mesh = abstract_mesh(mesh_shape(config.mesh, topology.devices), topology.device)
         check_batch_size(mesh, batch)
         check_heads(mesh, config.model)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    return Target(topology, config, mesh, state_bytes(config, mesh))
+    state = state_bytes(config, mesh)
+    return Target(topology, config, mesh, state, state - state_bytes(_sharded(config), mesh))
+
+
+def sharded(one: Target) -> Target:
+    """The same with its frozen weights split over fsdp."""
+    size = one.state_bytes - one.saving
+    return dataclasses.replace(one, config=_sharded(one.config), state_bytes=size, saving=0)
+
+
+def frozen_layout(one: Target) -> str:
+    return "whole" if one.saving else "sharded"
+
+
+def _sharded(config: Config) -> Config:
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, frozen="sharded"))
 
 
 def state_bytes(config: Config, mesh: AbstractMesh) -> int:
     """Bytes of the training state on one device: weights, moments, average, frozen weights."""
-    total = 0
-    for path, leaf in _tree(without_layout(config)):
-        split = partition(path, leaf.shape, mesh)
-        axes = [a for e in split if e for a in (e if isinstance(e, tuple) else (e,))]
-        parts = math.prod(mesh.shape[axis] for axis in axes)
-        total += leaf.size * leaf.dtype.itemsize // parts
-    return total
+    return _state_bytes(without_layout(config), mesh, config.mesh.frozen)
+
+
+@functools.lru_cache(maxsize=64)
+def _state_bytes(config: Config, mesh: AbstractMesh, frozen: str) -> int:
+    state = _state(config)
+    return bytes_per_device(state, state_shardings(mesh, state, frozen))
 
 
 @functools.lru_cache(maxsize=8)
-def _tree(config: Config):
-    return abstract_tree(config, make_optimizer(config))
+def _state(config: Config) -> TrainState:
+    return abstract_state(config, make_optimizer(config))
 
 
 def without_layout(config: Config) -> Config:
@@ -155,7 +171,7 @@ def compile_row(one: Target, what: str = "train", folder: Path | None = None) ->
     """Compiles the step, unless its state alone does not fit."""
     row = _known(one, what)
     if what == "train" and one.over() > 0:
-        row.note = f"the state alone is {one.over():.1f} GiB over a device's memory"
+        row.note = f"the state alone is {one.over():.1f} GiB over a device's memory{_advice(one)}"
         return row
     kwargs = {"config": dataclasses.asdict(one.config), "program": what}
     try:
@@ -166,9 +182,14 @@ def compile_row(one: Target, what: str = "train", folder: Path | None = None) ->
             raise
         per_chip = one.topology.chip.devices
         row.hbm_peak_gib = needed * per_chip
-        row.note = f"{needed - one.limit / GIB:.1f} GiB over a device's memory"
+        row.note = f"{needed - one.limit / GIB:.1f} GiB over a device's memory{_advice(one)}"
         return row
     return _filled(row, found, one)
+
+
+def _advice(one: Target) -> str:
+    saving = one.saving / GIB
+    return f"; config.mesh.frozen=sharded saves {saving:.1f} GiB" if one.saving else ""
 
 
 def _known(one: Target, what: str) -> Row:
@@ -189,6 +210,7 @@ def _known(one: Target, what: str) -> Row:
         fits=False,
         model_tflop=program.model_flops(one.config, what) / topology.chips / 1e12,
         remat=dataclasses.asdict(one.config.remat),
+        frozen=frozen_layout(one),
     )
 
 

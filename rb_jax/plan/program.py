@@ -12,11 +12,18 @@ import jax
 from rb_jax.config import Config, from_config_dict
 from rb_jax.data.synthetic import batch_shapes
 from rb_jax.sharding.mesh import batch_sharding, check_batch_size, make_mesh, replicated
-from rb_jax.sharding.rules import param_shardings, state_shardings
+from rb_jax.sharding.rules import param_shardings
 from rb_jax.train import step
 from rb_jax.train.flops import count_flops
 from rb_jax.train.optimizer import make_optimizer
-from rb_jax.train.state import abstract_state, cast_params, definition, merge, trainable_paths
+from rb_jax.train.state import (
+    abstract_state,
+    cast_params,
+    definition,
+    layout_of,
+    merge,
+    trainable_paths,
+)
 
 PROGRAMS = ("train", "sample")
 
@@ -43,7 +50,7 @@ def _train(config: Config, mesh: jax.sharding.Mesh):
     tx = make_optimizer(config)
     state = abstract_state(config, tx, mesh)
     run = functools.partial(step.train_step, definition(config)[0], config, tx)
-    layouts = (state_shardings(mesh, state), replicated(mesh))
+    layouts = (layout_of(state), replicated(mesh))
     jitted = jax.jit(run, donate_argnums=0, out_shardings=layouts)
     return lambda: jitted.trace(state, _batch(config, mesh))
 
@@ -52,7 +59,7 @@ def _sample(config: Config, mesh: jax.sharding.Mesh):
     """All Euler steps, from a batch to latents, with weights in the compute dtype."""
     graphdef, shapes, _ = definition(config)
     shapes = jax.eval_shape(functools.partial(cast_params, config), shapes)
-    layouts = param_shardings(mesh, shapes)
+    layouts = param_shardings(mesh, shapes, config.mesh.frozen)
     params = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layouts[path])
         for path, x in shapes.items()

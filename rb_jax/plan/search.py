@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -82,7 +83,8 @@ def search(
         made = candidate.target
         axes = " x ".join(f"{a} {n}" for a, n in made.mesh.shape.items() if n > 1)
         say(f"{name}: {axes or 'one device'}, batch {made.config.train.batch_size}, "
-            f"remat {made.config.remat.single_blocks}")  # fmt: skip
+            f"remat {made.config.remat.single_blocks}, "
+            f"frozen weights {planner.frozen_layout(made)}")  # fmt: skip
         rows.append(planner.compile_row(made))
     return sorted(rows, key=lambda row: (not row.fits, -(row.examples_per_chip_second or 0)))
 
@@ -103,9 +105,10 @@ def candidates(config: Config, name: str, slices: int = 1) -> Iterator[Candidate
                 )
             except (InputError, ConfigError):
                 continue
-            for remat in REMATS:
-                settled = dataclasses.replace(made.config, remat=remat)
-                yield estimate(dataclasses.replace(made, config=settled))
+            choices = [made, planner.sharded(made)] if made.saving else [made]
+            for choice, remat in itertools.product(choices, REMATS):
+                settled = dataclasses.replace(choice.config, remat=remat)
+                yield estimate(dataclasses.replace(choice, config=settled))
 
 
 def estimate(made: Target) -> Candidate:
@@ -115,14 +118,14 @@ def estimate(made: Target) -> Candidate:
     rows = config.train.batch_size / (mesh["data"] * mesh["fsdp"]) / config.train.accumulation
     kept, recomputed = activations(config)
     total, trained, flops = _work(planner.without_layout(config))
-    weights = 2 * total  # bfloat16
+    gathered = 2 * (trained if made.saving else total)  # bfloat16
     gradients = 2 * trained / (mesh["fsdp"] * mesh["tensor"])
     widest = 8 * config.model.mmdit.mlp_width * tokens(config)[0] * 2 * rows / share
     memory = made.state_bytes + 2 * gradients + kept * rows / share + widest + 2**30
     flops *= config.train.batch_size / made.topology.chips
     chip = made.topology.chip
     compute = flops * (1 + recomputed) / (EFFICIENCY * chip.flops)
-    traffic = 3 * weights / mesh["tensor"] * (mesh["fsdp"] > 1) / (2 * chip.link)
+    traffic = 3 * gathered / mesh["tensor"] * (mesh["fsdp"] > 1) / (2 * chip.link)
     return Candidate(made, max(compute, traffic) * 1.02, memory / GIB)
 
 

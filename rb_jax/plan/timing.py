@@ -14,10 +14,10 @@ from collections.abc import Mapping
 
 from rb_jax.plan import collectives as comm
 from rb_jax.plan.bundles import Kernel
-from rb_jax.plan.chips import Chip
 from rb_jax.plan.hlo import Computation, Instruction, Module, inner
 from rb_jax.plan.traffic import hbm_bytes
 from rb_jax.plan.work import Costs, custom_call_target, instruction_flops
+from rb_jax.sharding.chips import Chip
 
 GPU_MATMUL, GPU_ATTENTION, GPU_HBM, GPU_LAUNCH = 0.70, 0.55, 0.85, 3e-6
 _BIG_CYCLES = 2**60  # the compiler's mark for "unknown"

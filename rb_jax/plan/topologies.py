@@ -7,8 +7,10 @@ import difflib
 import math
 from typing import Any
 
+from jax.sharding import AbstractDevice
+
 from rb_jax.errors import InputError
-from rb_jax.plan.chips import CHIPS, Chip
+from rb_jax.sharding.chips import CHIPS, Chip
 
 # Slice shapes of each TPU: powers of two for the flat ones, cubes of 4 for the tori.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -44,6 +46,12 @@ class Topology:
     def devices(self) -> int:
         """JAX devices: two a chip on tpu7x, one elsewhere."""
         return self.chips * self.chip.devices
+
+    @property
+    def device(self) -> AbstractDevice:
+        """What each of them is, for an abstract mesh."""
+        platform = "tpu" if self.chip.is_tpu else "gpu"
+        return AbstractDevice(self.chip.kinds[0], None, platform)
 
     @property
     def hosts(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from rb_jax.sharding.mesh import BATCH_AXES
+from rb_jax.sharding.mesh import BATCH_AXES, kind_of
 
 # Logical name of an activation's axis -> the mesh axes that split it.
 LOGICAL = {
@@ -39,9 +39,7 @@ def platform() -> str:
 
 def device_kind() -> str:
     """The name of the mesh's chip, e.g. ``TPU v5p``; empty without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return "" if device is None else device.device_kind
+    return kind_of(jax.sharding.get_abstract_mesh())
 
 
 def axis_size(axis: str) -> int:

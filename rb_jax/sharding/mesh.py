@@ -108,6 +108,14 @@ def near_divisors(value: int, count: int) -> list[int]:
     return below + [d for d in divisors if d > value][:1]
 
 
+def kind_of(mesh: AnyMesh) -> str:
+    """The name of the mesh's chip, e.g. ``TPU v5p``; empty for an abstract mesh of nothing."""
+    if isinstance(mesh, Mesh):
+        return mesh.devices.flat[0].device_kind
+    device = mesh.abstract_device
+    return "" if device is None else device.device_kind
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same values on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -3,13 +3,16 @@
 A rule gives the axes of a parameter logical names, from the last axis backwards, so that the
 leading axis of stacked layers needs none; ``LOGICAL`` says which mesh axis a name is split over.
 A matrix that no rule matches, or whose named axis its mesh axis does not divide, is split over
-``fsdp`` on its largest axis that it divides; vectors are on every device.
+``fsdp`` on its largest axis that it divides; vectors and LoRA's matrices are not split over it.
+
+Weights that never change need no room but their own, so that where there is memory they are not
+split over ``fsdp`` at all, and never gathered (``config.mesh.frozen``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -17,7 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rb_jax.paths import matches
 from rb_jax.sharding.activations import current_mesh
-from rb_jax.sharding.mesh import AnyMesh
+from rb_jax.sharding.chips import device_memory
+from rb_jax.sharding.mesh import AnyMesh, kind_of
 
 Tree = TypeVar("Tree")
 Params = dict[str, Any]
@@ -42,10 +46,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("**/o_proj/kernel", ("heads", "embed")),
     ("**/out_proj/kernel", ("heads", "embed")),
     ("**/in_proj/kernel", ("embed", "heads")),
-    # LoRA: the rank is too small to split.
+    # LoRA (and see WHOLE).
     ("**/o_proj/lora_a", ("heads", None)),
-    ("**/lora_a", ("embed", None)),
-    ("**/o_proj/lora_b", (None, "embed")),
+    ("**/o_proj/lora_b", (None, None)),
     ("**/lora_b", (None, "heads")),
     # Feed-forward: into the hidden width, and out of it.
     ("**/mlp/fc1/kernel", ("embed", "mlp")),
@@ -62,17 +65,30 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("mllm/language_model/embed_tokens", ("vocab", "embed")),
     ("mllm/language_model/lm_head/kernel", ("embed", "vocab")),
 )
+# Ends of the paths of matrices that fsdp does not split: too small to be worth gathering.
+WHOLE = ("/lora_a", "/lora_b")
+# Of a device's memory: what a training state with whole frozen weights may take, the rest being
+# for activations and gradients.
+WHOLE_STATE = 0.6
 
 
-def partition(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
-    """How one parameter is split; every axis of ``shape`` stays whole or is divided evenly."""
+def partition(
+    path: str, shape: tuple[int, ...], mesh: AnyMesh, whole: bool = False
+) -> PartitionSpec:
+    """How one parameter is split; every axis of ``shape`` stays whole or is divided evenly.
+
+    ``whole`` leaves the fsdp axis out.
+    """
+    whole = whole or is_vector(path, shape) or path.endswith(WHOLE)
+    without = ("fsdp",) if whole else ()
     axes: list[str | tuple[str, ...] | None] = [None] * len(shape)
     names = next((names for pattern, names in RULES if matches(pattern, path)), ())
     for i, name in enumerate(names, start=len(shape) - len(names)):
         if i >= 0 and name:
-            axes[i] = _splitting(LOGICAL[name], shape[i], mesh)
+            wanted = tuple(axis for axis in LOGICAL[name] if axis not in without)
+            axes[i] = _splitting(wanted, shape[i], mesh)
     used = {axis for entry in axes for axis in (entry if isinstance(entry, tuple) else [entry])}
-    if "fsdp" not in used and mesh.shape["fsdp"] > 1 and not is_vector(path, shape):
+    if not whole and "fsdp" not in used and mesh.shape["fsdp"] > 1:
         free = [i for i in range(first_axis(path, shape), len(shape)) if axes[i] is None]
         even = [i for i in free if shape[i] % mesh.shape["fsdp"] == 0]
         if even:
@@ -114,21 +130,56 @@ def is_vector(path: str, shape: tuple[int, ...]) -> bool:
     return len(shape) - first_axis(path, shape) < 2
 
 
-def param_shardings(mesh: AnyMesh, shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """Path -> layout of every parameter."""
-    return {
-        path: NamedSharding(mesh, partition(path, tuple(x.shape), mesh))
-        for path, x in shapes.items()
-    }
+def param_shardings(
+    mesh: AnyMesh, shapes: Mapping[str, Any], frozen: str = "sharded"
+) -> dict[str, NamedSharding]:
+    """Path -> layout of every parameter. ``frozen`` is config.mesh.frozen where none trains."""
+
+    def layouts(whole: bool) -> dict[str, NamedSharding]:
+        return {
+            path: NamedSharding(mesh, partition(path, tuple(x.shape), mesh, whole))
+            for path, x in shapes.items()
+        }
+
+    return _settled(mesh, dict(shapes), layouts, frozen)
 
 
-def state_shardings(mesh: AnyMesh, state: Tree) -> Tree:
-    """The layout of a training state (abstract or not): everything lies as its parameter does."""
+def state_shardings(mesh: AnyMesh, state: Tree, frozen: str = "sharded") -> Tree:
+    """The layout of a training state (abstract or not): everything lies as its parameter does.
 
-    def layout(path: tuple, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, partition(parameter_of(path), tuple(leaf.shape), mesh))
+    ``frozen`` is config.mesh.frozen. Where a chip's memory is unknown ``auto`` means ``sharded``.
+    """
 
-    return jax.tree_util.tree_map_with_path(layout, state)
+    def layouts(whole: bool) -> Tree:
+        def layout(path: tuple, leaf: Any) -> NamedSharding:
+            shape, fixed = tuple(leaf.shape), whole and _is_frozen(path)
+            return NamedSharding(mesh, partition(parameter_of(path), shape, mesh, fixed))
+
+        return jax.tree_util.tree_map_with_path(layout, state)
+
+    return _settled(mesh, state, layouts, frozen)
+
+
+def _settled(mesh: AnyMesh, tree: Any, layouts: Callable[[bool], Tree], frozen: str) -> Tree:
+    """``layouts(whole)`` as config.mesh.frozen says."""
+    if frozen != "auto":
+        return layouts(frozen == "whole")
+    memory, whole = device_memory(kind_of(mesh)), layouts(True)
+    fits = memory is not None and bytes_per_device(tree, whole) <= WHOLE_STATE * memory
+    return whole if fits else layouts(False)
+
+
+def bytes_per_device(tree: Any, layouts: Any) -> int:
+    """Of arrays (abstract or not) that lie so."""
+    sizes = jax.tree.map(
+        lambda x, layout: math.prod(layout.shard_shape(x.shape)) * x.dtype.itemsize, tree, layouts
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def _is_frozen(path: tuple) -> bool:
+    """Whether an array of a training state belongs to the weights that never change."""
+    return bool(path) and getattr(path[0], "name", "") == "frozen"
 
 
 def parameter_of(path: tuple) -> str:

@@ -28,7 +28,7 @@ from rb_jax.sharding.mesh import (
     shard_batch,
 )
 from rb_jax.sharding.processes import from_primary, is_primary, say, wait_for_all
-from rb_jax.sharding.rules import param_shardings, state_shardings
+from rb_jax.sharding.rules import param_shardings
 from rb_jax.train import checkpoint, feed
 from rb_jax.train.evaluation import Evaluator
 from rb_jax.train.exits import EXIT_IO, STATUS, RunError, Signals, installed
@@ -44,6 +44,7 @@ from rb_jax.train.state import (
     definition,
     ema_params,
     init_state,
+    layout_of,
     parameter_report,
 )
 from rb_jax.train.step import model_flops, shapes, train_step
@@ -56,7 +57,7 @@ CHANGEABLE = ("train.log_every", "train.eval_every", "train.eval_examples",
               "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
               "train.step_timeout", "train.max_skipped", "train.wandb", "profile.steps",
               "data.workers", "data.prepared_dir", "mesh.data", "mesh.fsdp", "mesh.tensor",
-              "mesh.context", "mesh.slices")  # fmt: skip
+              "mesh.context", "mesh.slices", "mesh.frozen")  # fmt: skip
 
 
 # The actions that come round every train.<name>_every steps.
@@ -297,7 +298,7 @@ class Stepper:
 def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any) -> Stepper:
     """Compiles the step for this batch's shapes and says how long that took."""
     config = run.config
-    layouts = (state_shardings(run.mesh, state), replicated(run.mesh))
+    layouts = (layout_of(state), replicated(run.mesh))
     step = functools.partial(train_step, graphdef, config, make_optimizer(config))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
     peak, source = peak_flops(list(run.mesh.devices.flat))

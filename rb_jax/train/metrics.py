@@ -18,16 +18,11 @@ import tensorboardX
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from rb_jax.sharding.chips import device_flops
 from rb_jax.sharding.processes import is_primary
 from rb_jax.train.wandb_board import WandbBoard
 
 LINES = "metrics.jsonl"
-
-# Dense bf16 TFLOP/s of one device, by a part of its ``device_kind``; the first match counts.
-PEAK_TFLOPS = {
-    "v5 lite": 197, "v5e": 197, "v5p": 459, "v5": 459, "v6 lite": 918, "v6e": 918,
-    "v7x": 2307, "tpu7x": 2307, "v4": 275, "a100": 312, "h100": 989, "h200": 989, "b200": 2250,
-}  # fmt: skip
 
 # These say where the run is; their last value is logged instead of their mean.
 LAST = ("learning_rate", "skipped")
@@ -122,9 +117,8 @@ def peak_flops(devices: Sequence[Any]) -> tuple[float, str]:
     Kinds outside the table, such as CPUs, are timed on a matrix product.
     """
     kind = devices[0].device_kind
-    for name, tflops in PEAK_TFLOPS.items():
-        if name in kind.lower():
-            return len(devices) * tflops * 1e12, f"{len(devices)} x {kind}, bf16 peak"
+    if flops := device_flops(kind):
+        return len(devices) * flops, f"{len(devices)} x {kind}, bf16 peak"
     # Host devices of a process share the same cores, so that several are no faster than one.
     processes = len({device.process_index for device in devices})
     count = processes if devices[0].platform == "cpu" else len(devices)

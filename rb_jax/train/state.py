@@ -23,7 +23,7 @@ from rb_jax.config import Config, ConfigError
 from rb_jax.errors import InputError
 from rb_jax.paths import join, matches, split
 from rb_jax.sharding.mesh import AnyMesh
-from rb_jax.sharding.rules import parameter_of, state_shardings
+from rb_jax.sharding.rules import state_shardings
 from rb_jax.types import ENCODERS, record
 
 Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
@@ -97,7 +97,7 @@ def init_state(
     weights = dict(weights or {})
     check_weights(weights, {path: shapes[path] for path in shapes if path in weights})
     create = functools.partial(_create, config, tx, trainable)
-    layout = None if mesh is None else state_shardings(mesh, _abstract(config, tx, trainable))
+    layout = None if mesh is None else _layout(config, mesh, _abstract(config, tx, trainable))
     devices = jax.devices() if mesh is None else mesh.devices.flat
     options = fast_compile({d.platform for d in devices})
     jitted = jax.jit(create, out_shardings=layout, compiler_options=options)
@@ -113,22 +113,26 @@ def fast_compile(platforms: set[str] | None = None) -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": 0} if platforms == {"cpu"} else None
 
 
-def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: AnyMesh) -> TrainState:
-    """The shapes, dtypes and layout of ``init_state``'s result, without its arrays."""
+def abstract_state(
+    config: Config, tx: optax.GradientTransformation, mesh: AnyMesh | None = None
+) -> TrainState:
+    """The shapes, dtypes and (on a mesh) layout of ``init_state``'s result, without its arrays."""
     state = _abstract(config, tx, trainable_paths(config, definition(config)[2]))
+    if mesh is None:
+        return state
     return jax.tree.map(
         lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
-        state, state_shardings(mesh, state),
+        state, _layout(config, mesh, state),
     )  # fmt: skip
 
 
-def abstract_tree(
-    config: Config, tx: optax.GradientTransformation
-) -> list[tuple[str, jax.ShapeDtypeStruct]]:
-    """Every array of the state, without a mesh: the parameter it lies like, and its shape."""
-    state = _abstract(config, tx, trainable_paths(config, definition(config)[2]))
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [(parameter_of(path), leaf) for path, leaf in leaves]
+def _layout(config: Config, mesh: AnyMesh, state: TrainState) -> TrainState:
+    return state_shardings(mesh, state, config.mesh.frozen)
+
+
+def layout_of(state: TrainState) -> TrainState:
+    """Where the arrays of a state lie, in the state's own shape."""
+    return jax.tree.map(lambda x: x.sharding, state)
 
 
 def _abstract(config: Config, tx, trainable: set[str]) -> TrainState:

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from rb_jax.plan import collectives, hlo
-from rb_jax.plan.chips import CHIPS
 from rb_jax.plan.collectives import Collective, Layout, replica_groups
+from rb_jax.sharding.chips import CHIPS
 from tests.plan import programs
 
 BYTES = 1e9

@@ -5,8 +5,8 @@ import pytest
 
 from rb_jax.errors import InputError
 from rb_jax.plan import bundles, compiling
-from rb_jax.plan.chips import CHIPS
 from rb_jax.plan.report import show
+from rb_jax.sharding.chips import CHIPS
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"

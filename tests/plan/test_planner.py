@@ -106,6 +106,36 @@ def test_a_state_that_cannot_fit_says_by_how_much_without_compiling():
     assert row.params_b == pytest.approx(19.08, abs=0.1)
 
 
+def test_frozen_weights_are_whole_where_there_is_room(monkeypatch):
+    """LLaVA's 13.1 GiB fit beside a 64th of the rest on a chip of 32 GiB, not on one of 16."""
+    made = paper(train__frozen=("mllm/language_model/**/kernel",))
+    big, small = (planner.target(made, name, batch_per_chip=1) for name in ("v6e:8x8", "v5e:16x16"))
+    assert planner.frozen_layout(big) == "whole" and planner.frozen_layout(small) == "sharded"
+    assert big.saving == pytest.approx(63 / 64 * 6.6e9 * 2, rel=0.05)
+    split = planner.sharded(big)
+    assert split.saving == 0 and split.state_bytes == small.state_bytes
+    assert split.config.mesh.frozen == "sharded"
+    assert [planner._known(one, "train").frozen for one in (big, split)] == ["whole", "sharded"]
+
+    def fails(*args, **kwargs):
+        raise InputError("compiling: RESOURCE_EXHAUSTED: Used 33.0G of 31.25G hbm. Exceeded")
+
+    monkeypatch.setattr(planner, "analyse", fails)
+    note = f"; config.mesh.frozen=sharded saves {big.saving / 2**30:.1f} GiB"
+    assert planner.compile_row(big).note.endswith(note)
+    assert planner.compile_row(small).note.endswith("memory")
+
+
+def test_search_tries_whole_and_split_frozen_weights():
+    made = config(train__frozen=("mmdit/single_blocks/**",))
+    found = {
+        planner.frozen_layout(c.target): c for c in search.candidates(made, "v5p:2x2x1")
+        if c.target.mesh.shape["fsdp"] == 4 and c.target.config.train.batch_size == 16
+    }  # fmt: skip
+    assert found["whole"].gib > found["sharded"].gib
+    assert found["whole"].seconds <= found["sharded"].seconds
+
+
 def test_model_flops_count_what_trains_and_what_a_gradient_passes():
     made = config()
     step = program.model_flops(made)

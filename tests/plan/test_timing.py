@@ -2,8 +2,8 @@ import pytest
 
 from rb_jax.plan import collectives, hlo, timing
 from rb_jax.plan.bundles import Kernel
-from rb_jax.plan.chips import CHIPS
 from rb_jax.plan.collectives import Layout
+from rb_jax.sharding.chips import CHIPS
 
 CHIP = CHIPS["v5p"]
 SQUARE = Layout({"fsdp": 4}, ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)), (0,) * 4, (0,) * 4)

@@ -2,7 +2,7 @@ import pytest
 
 from rb_jax.errors import InputError
 from rb_jax.plan import topologies
-from rb_jax.plan.chips import CHIPS
+from rb_jax.sharding.chips import CHIPS
 
 
 def test_every_name_parses():

@@ -6,6 +6,7 @@ MESHES) is from one device. WHAT is a function of CHECKS.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -31,7 +32,7 @@ from tests import tiny
 MESHES = [
     MeshConfig(data=8),
     MeshConfig(data=1, fsdp=8),
-    MeshConfig(data=1, fsdp=4, tensor=2),
+    MeshConfig(data=1, fsdp=4, tensor=2, frozen="whole"),
     MeshConfig(data=1, context=8),
     MeshConfig(data=2, context=4),
     MeshConfig(data=2, fsdp=2, tensor=2),
@@ -44,12 +45,13 @@ SETTINGS: dict[str, Any] = dict(
     # At larger rates what rounding does to the first steps grows from step to step.
     optimizer__clip_norm=0.0, optimizer__learning_rate=1e-4, flow__drop_condition=0.3,
     data__name="synthetic", model__mmdit__single_blocks=2,
+    train__frozen=("autoencoder/**", "mllm/language_model/layers/mlp/**"),
 )  # fmt: skip
 
 
 def config(task: str) -> Config:
     if task == "mmdit":
-        return tiny.config(**SETTINGS, train__task="mmdit", train__frozen=())
+        return tiny.config(**SETTINGS | {"train__task": "mmdit", "train__frozen": ()})
     return tiny.config(**SETTINGS)
 
 
@@ -68,8 +70,8 @@ def first_state(config: Config) -> TrainState:
 def trained(config: Config, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The losses of all steps and the first one's gradient, which Adam's first moment holds."""
     tx, graphdef = make_optimizer(config), tiny.definition(config)[0]
-    state = first_state(config)
-    layouts = (state_shardings(mesh, state), replicated(mesh))
+    state = first_state(dataclasses.replace(config, mesh=MeshConfig()))
+    layouts = (state_shardings(mesh, state, config.mesh.frozen), replicated(mesh))
     state = jax.device_put(state, layouts[0])
     step = functools.partial(train_step, graphdef, config, tx)
     losses, gradient, sharded = [], {}, shard_batch(mesh, batch(config))
@@ -89,7 +91,7 @@ def trained(config: Config, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, dict[s
 def forward(config: Config, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, np.ndarray]:
     """A loss; and pictures, or the latents of a model that has no autoencoder."""
     graphdef, params = tiny.definition(config)[0], cast_params(config, tiny.params(config))
-    layouts = param_shardings(mesh, params)
+    layouts = param_shardings(mesh, params, config.mesh.frozen)
     params = {path: jax.device_put(x, layouts[path]) for path, x in params.items()}
     draw = "sample" if config.train.task == "edit" else "sample_latents"
 
@@ -181,7 +183,7 @@ def main(what: str, task: str, *numbers: str) -> None:
         interpreted()
     for number in numbers:
         mesh = make_mesh(MESHES[int(number)], devices)
-        found[number] = far(here, run(made, mesh))
+        found[number] = far(here, run(dataclasses.replace(made, mesh=MESHES[int(number)]), mesh))
         print(MESHES[int(number)], found[number], file=sys.stderr, flush=True)
     print(json.dumps(found))
 

@@ -1,5 +1,6 @@
 """One device and eight train alike on every mesh; the eight live in a process of their own."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -22,7 +23,6 @@ from rb_jax.sharding.mesh import (
     replicated,
     shard_batch,
 )
-from rb_jax.sharding.rules import state_shardings
 from rb_jax.train import state as S
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.step import train_step
@@ -35,20 +35,21 @@ MESHES = [
     MeshConfig(data=1, fsdp=8),
     MeshConfig(data=2, fsdp=-1, tensor=2),
     MeshConfig(data=2, tensor=2, context=2),
+    MeshConfig(data=2, fsdp=2, tensor=2, frozen="whole"),
 ]
 
 
 def losses(mesh_config: MeshConfig, steps: int = 3) -> list[float]:
     """Losses of a few steps of the fake model on all devices of this process."""
     S.MODELS = {"edit": (fake.__name__, "FakeBrain")}
-    config, mesh = fake.config(), make_mesh(mesh_config)
+    config, mesh = dataclasses.replace(fake.config(), mesh=mesh_config), make_mesh(mesh_config)
     tx, graphdef = make_optimizer(config), S.definition(config)[0]
     found = []
     with jax.set_mesh(mesh):
         state = S.init_state(config, tx, mesh=mesh)
         step = jax.jit(
             lambda s, b: train_step(graphdef, config, tx, s, b), donate_argnums=0,
-            out_shardings=(state_shardings(mesh, state), replicated(mesh)),
+            out_shardings=(S.layout_of(state), replicated(mesh)),
         )  # fmt: skip
         for seed in range(steps):
             batch = shard_batch(mesh, tiny.batch(config, 8, seed))

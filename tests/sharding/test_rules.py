@@ -1,11 +1,16 @@
 """The table of layouts: what every rule matches, and what happens to the rest."""
 
+import functools
+from typing import Any
+
 import jax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from rb_jax.sharding import rules
 from rb_jax.sharding.mesh import abstract_mesh, make_mesh
+from rb_jax.train.optimizer import make_optimizer
+from rb_jax.train.state import TrainState, abstract_state
 from tests import tiny
 
 SHAPES = {path: tuple(x.shape) for path, x in tiny.definition(tiny.CONFIG)[1].items()}
@@ -33,7 +38,8 @@ def test_every_rule_matches_a_parameter(pattern):
 def test_the_axis_of_layers_stays_whole():
     stacked = [path for path, shape in SHAPES.items() if rules.first_axis(path, shape)]
     assert len(stacked) > 100
-    assert not [path for path in stacked if split(path, (8, 8, 8), 2, 2, 2, 1)[0] is not None]
+    first = {path: split(path, (8, 8, 8), 2, 2, 2, 1)[:1] for path in stacked}
+    assert set(first.values()) == {(), (None,)}
 
 
 def test_named_axes_and_both_at_once():
@@ -56,14 +62,66 @@ def test_vectors_lie_on_every_device():
     assert split("frce/visual/patch_branch/norm/scale", (1024,), 1, 8, 2, 1) == ()
 
 
-def test_moments_lie_as_their_parameters():
-    from rb_jax.train.optimizer import make_optimizer
-    from rb_jax.train.state import _abstract, trainable_paths
+@functools.cache
+def abstract() -> TrainState:
+    config = tiny.config(train__frozen=("autoencoder/**", "mllm/language_model/**/kernel"))
+    return abstract_state(config, make_optimizer(config))
 
-    config = tiny.CONFIG
-    paths = trainable_paths(config, tiny.definition(config)[2])
-    state = _abstract(config, make_optimizer(config), paths)
+
+def test_lora_is_split_by_heads_alone():
+    path = "mllm/language_model/layers/self_attn"
+    assert split(f"{path}/q_proj/lora_a", (32, 4096, 8), 1, 8, 2, 1) == ()
+    assert split(f"{path}/q_proj/lora_b", (32, 8, 4096), 1, 8, 2, 1) == (None, None, "tensor")
+    assert split(f"{path}/o_proj/lora_a", (32, 4096, 8), 1, 8, 2, 1) == (None, "tensor")
+    assert split(f"{path}/o_proj/lora_b", (32, 8, 4096), 1, 8, 2, 1) == ()
+
+
+def test_moments_lie_as_their_parameters():
+    state = abstract()
     one = make_mesh(devices=jax.devices()[:1])
     layouts = rules.state_shardings(one, state)
     assert jax.tree.structure(layouts) == jax.tree.structure(state)
     assert all(x.spec == PartitionSpec() for x in jax.tree.leaves(layouts))
+
+
+def test_whole_frozen_weights_are_split_by_heads_alone():
+    there = mesh(1, 4, 2, 1)
+    sharded, whole = (rules.state_shardings(there, abstract(), f) for f in ("sharded", "whole"))
+    path = "mllm/language_model/layers/self_attn/q_proj/kernel"
+    assert tuple(sharded.frozen[path].spec) == (None, "fsdp", "tensor")
+    assert tuple(whole.frozen[path].spec) == (None, None, "tensor")
+    assert not [p for p, x in whole.frozen.items() if "fsdp" in x.spec]
+    for name in ("params", "opt_state", "ema"):
+        assert getattr(sharded, name) == getattr(whole, name)
+
+
+def test_modulations_that_never_train_lie_whole():
+    path, shape, there = (
+        "mmdit/double_blocks/img/mod/lin/kernel",
+        (19, 3072, 18432),
+        mesh(1, 4, 2, 1),
+    )
+    assert tuple(rules.partition(path, shape, there)) == (None, None, ("fsdp", "tensor"))
+    assert tuple(rules.partition(path, shape, there, whole=True)) == (None, None, "tensor")
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"), [(1.001, "whole"), (0.999, "sharded"), (None, "sharded")]
+)
+def test_auto_keeps_frozen_weights_whole_where_the_state_leaves_room(monkeypatch, room, expected):
+    """``room``: of the memory that the state with whole frozen weights takes."""
+    there, state = mesh(1, 4, 2, 1), abstract()
+    both: Any = ((rules.state_shardings, state), (rules.param_shardings, state.frozen))
+    for layouts, tree in both:
+        needed = rules.bytes_per_device(tree, layouts(there, tree, "whole"))
+        assert needed > rules.bytes_per_device(tree, layouts(there, tree, "sharded"))
+        memory = room and room * needed / rules.WHOLE_STATE
+        monkeypatch.setattr(rules, "device_memory", lambda kind, memory=memory: memory)
+        assert layouts(there, tree, "auto") == layouts(there, tree, expected)
+
+
+def test_bytes_per_device():
+    there = mesh(1, 4, 2, 1)
+    given = {"mmdit/double_blocks/img/attn/qkv/kernel": jax.ShapeDtypeStruct((3, 8, 6), "bfloat16")}
+    assert rules.bytes_per_device(given, rules.param_shardings(there, given)) == 3 * 8 * 6 * 2 // 8
+    assert rules.bytes_per_device(given, rules.param_shardings(there, given, "whole")) == 144
