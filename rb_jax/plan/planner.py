@@ -275,7 +275,8 @@ def table(rows: Sequence[Row]) -> str:
     lines += ["", "per chip and step, by collective and mesh axis: GiB sent (exposed)"]
     for row in rows:
         if row.collectives:
-            lines.append(f"  {row.topology}: {traffic(row)}")
+            whole = "; frozen weights whole" if row.frozen == "whole" else ""
+            lines.append(f"  {row.topology}: {traffic(row)}{whole}")
     lines += [f"  {row.topology}: {row.note}" for row in rows if row.note]
     said = dict.fromkeys(line for row in rows for line in row.assumptions)
     return "\n".join([*lines, *(f"* {line}" for line in said)])

@@ -200,6 +200,10 @@ def test_table_and_page_show_every_row(monkeypatch):
     text, html = planner.table(made), page.render(made, "A <plan>", "rb-jax plan --x='<'")
     for row in made:
         assert row.topology in text and row.topology in html
+    assert "frozen weights whole" not in text
+    assert "(0.25); frozen weights whole" in planner.table(
+        [dataclasses.replace(made[0], frozen="whole")]
+    )
     assert "all-gather fsdp 3.00 (0.50)" in text and "* links at 90%" in text
     assert html.count("<svg") == 3 and "A &lt;plan&gt;" in html and "<plan>" not in html
     half = page.efficiency([made[0], dataclasses.replace(made[1], predicted_step_s=1.0)])
