@@ -308,8 +308,8 @@ class MeshConfig:
 
     With both data and fsdp -1, fsdp takes up to 64 devices of a slice and data the rest.
     ``frozen`` weights are split over fsdp like the others (``sharded``), so that each use gathers
-    them, or not (``whole``); ``auto`` keeps them whole where the training state then takes no more
-    than 0.6 of a device's memory.
+    them, or not (``whole``); ``auto`` keeps them whole on TPUs where the training state then takes
+    no more than 0.6 of a device's memory.
     """
 
     data: int = -1

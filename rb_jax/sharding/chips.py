@@ -69,12 +69,6 @@ def chip_of(device_kind: str) -> Chip | None:
     return next(found, None)
 
 
-def device_memory(device_kind: str) -> float | None:
-    """Bytes of one JAX device of this kind, None outside the table."""
-    chip = chip_of(device_kind)
-    return chip.hbm / chip.devices if chip else None
-
-
 def device_flops(device_kind: str) -> float | None:
     """bf16 FLOP/s of one JAX device of this kind, None outside the table."""
     chip = chip_of(device_kind)

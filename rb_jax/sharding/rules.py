@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rb_jax.paths import matches
 from rb_jax.sharding.activations import current_mesh
-from rb_jax.sharding.chips import device_memory
+from rb_jax.sharding.chips import chip_of
 from rb_jax.sharding.mesh import AnyMesh, kind_of
 
 Tree = TypeVar("Tree")
@@ -147,7 +147,7 @@ def param_shardings(
 def state_shardings(mesh: AnyMesh, state: Tree, frozen: str = "sharded") -> Tree:
     """The layout of a training state (abstract or not): everything lies as its parameter does.
 
-    ``frozen`` is config.mesh.frozen. Where a chip's memory is unknown ``auto`` means ``sharded``.
+    ``frozen`` is config.mesh.frozen.
     """
 
     def layouts(whole: bool) -> Tree:
@@ -162,11 +162,21 @@ def state_shardings(mesh: AnyMesh, state: Tree, frozen: str = "sharded") -> Tree
 
 def _settled(mesh: AnyMesh, tree: Any, layouts: Callable[[bool], Tree], frozen: str) -> Tree:
     """``layouts(whole)`` as config.mesh.frozen says."""
-    if frozen != "auto":
-        return layouts(frozen == "whole")
-    memory, whole = device_memory(kind_of(mesh)), layouts(True)
-    fits = memory is not None and bytes_per_device(tree, whole) <= WHOLE_STATE * memory
+    if frozen == "sharded" or (frozen == "auto" and not _room(mesh)):
+        return layouts(False)
+    whole = layouts(True)
+    fits = frozen == "whole" or bytes_per_device(tree, whole) <= _room(mesh)
     return whole if fits else layouts(False)
+
+
+def _room(mesh: AnyMesh) -> float:
+    """Bytes that a state with whole frozen weights may take on a device; 0 for none.
+
+    On GPUs none: XLA would copy each layer's weights out of their stack there, which takes longer
+    than NVLink does to gather them.
+    """
+    chip = chip_of(kind_of(mesh))
+    return WHOLE_STATE * chip.hbm / chip.devices if chip and chip.is_tpu else 0.0
 
 
 def bytes_per_device(tree: Any, layouts: Any) -> int:

@@ -1,6 +1,6 @@
 import pytest
 
-from rb_jax.sharding.chips import CHIPS, chip_of, device_flops, device_memory
+from rb_jax.sharding.chips import CHIPS, chip_of, device_flops
 
 
 @pytest.mark.parametrize(
@@ -31,5 +31,4 @@ def test_kinds_of_devices(kind, name):
 def test_a_tpu7x_device_is_half_a_chip():
     assert device_flops("TPU7x") == CHIPS["tpu7x"].flops / 2
     assert device_flops("TPU v5") == CHIPS["v5p"].flops
-    assert device_memory("TPU7x") == 96 * 2**30
-    assert device_flops("cpu") is device_memory("cpu") is None
+    assert device_flops("cpu") is None

@@ -106,7 +106,7 @@ def test_modulations_that_never_train_lie_whole():
 
 
 @pytest.mark.parametrize(
-    ("room", "expected"), [(1.001, "whole"), (0.999, "sharded"), (None, "sharded")]
+    ("room", "expected"), [(1.001, "whole"), (0.999, "sharded"), (0.0, "sharded")]
 )
 def test_auto_keeps_frozen_weights_whole_where_the_state_leaves_room(monkeypatch, room, expected):
     """``room``: of the memory that the state with whole frozen weights takes."""
@@ -115,9 +115,18 @@ def test_auto_keeps_frozen_weights_whole_where_the_state_leaves_room(monkeypatch
     for layouts, tree in both:
         needed = rules.bytes_per_device(tree, layouts(there, tree, "whole"))
         assert needed > rules.bytes_per_device(tree, layouts(there, tree, "sharded"))
-        memory = room and room * needed / rules.WHOLE_STATE
-        monkeypatch.setattr(rules, "device_memory", lambda kind, memory=memory: memory)
+        monkeypatch.setattr(rules, "_room", lambda mesh, bytes=room * needed: bytes)
         assert layouts(there, tree, "auto") == layouts(there, tree, expected)
+
+
+def test_gpus_and_unknown_devices_have_no_room_for_whole_weights():
+    def room(kind: str, platform: str) -> float:
+        device = jax.sharding.AbstractDevice(kind, None, platform)
+        return rules._room(abstract_mesh((1, 4, 2, 1), device))
+
+    assert room("TPU v5p", "tpu") == pytest.approx(0.6 * 95 * 2**30)
+    assert room("TPU7x", "tpu") == pytest.approx(0.6 * 96 * 2**30)
+    assert room("NVIDIA H200", "gpu") == room("cpu", "cpu") == rules._room(mesh(1, 4, 2, 1)) == 0
 
 
 def test_bytes_per_device():
