@@ -18,6 +18,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +48,7 @@ FLAGS = ("--xla_tpu_scoped_vmem_limit_kib=65536",)
 UNUSED = (
     "tensorflow", "aqt", "aqt.jax", "aqt.jax.v2", "aqt.jax.v2.config", "aqt.jax.v2.aqt_tensor",
     "aqt.jax.v2.flax", "aqt.jax.v2.flax.aqt_flax", "google.cloud", "google.cloud.storage", "qwix",
-    "google_cloud_mldiagnostics", "datasets",
+    "google_cloud_mldiagnostics", "datasets", "transformers",
 )  # fmt: skip
 
 
@@ -119,12 +120,13 @@ def build(devices: Sequence[Any], checkout: str, rows: int = 2) -> jax.stages.Lo
 def _theirs(checkout: str) -> tuple[Any, Any]:
     """The transformer's class and the sizes of its attention's blocks, from their code."""
     sys.path.insert(0, str(Path(checkout).resolve() / "src"))
-    added = [name for name in UNUSED if name not in sys.modules and not _there(name)]
-    sys.modules.update({name: MagicMock() for name in added})
+    real = {name: sys.modules.get(name) for name in UNUSED}
+    sys.modules.update({name: _stand_in(name) for name in UNUSED})
     utilities = importlib.import_module("maxdiffusion.max_utils")
     models = importlib.import_module("maxdiffusion.models.flux.transformers.transformer_flux_flax")
-    for name in added:  # einops asks every loaded framework whether an array is one of its own
+    for name, module in real.items():  # einops asks every framework whether an array is its own
         del sys.modules[name]
+        sys.modules.update({name: module} if module else {})
     sizes = (
         "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv",
         "block_kv_dkv_compute", "block_q_dq", "block_kv_dq",
@@ -135,12 +137,10 @@ def _theirs(checkout: str) -> tuple[Any, Any]:
     return models.FluxTransformer2DModel, utilities.get_flash_block_sizes(config)
 
 
-def _there(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
+def _stand_in(name: str) -> Any:
+    module = MagicMock()
+    module.__spec__ = ModuleSpec(name, None)
+    return module
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
