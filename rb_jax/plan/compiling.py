@@ -26,7 +26,7 @@ from rb_jax.plan.topologies import Topology, parse
 
 GIB = 2**30
 HLO, FACTS = "optimized.hlo", "facts.json"
-# A sixth of compiling is spent in the allocator unless threads may keep more freed blocks.
+# XLA spends a sixth of compiling in the allocator; threads that keep more freed blocks need less.
 ALLOCATOR = "glibc.malloc.tcache_count=4000"
 
 
