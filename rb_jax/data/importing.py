@@ -9,6 +9,7 @@ often it was interrupted or on how many processes made it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -94,7 +95,12 @@ def import_dataset(
         write_text(work.folder / "plan.json", to_json(plan))
         _make_units(work, process_index, process_count, progress)
         return _publish(work)
-    except OSError as error:
+    except (OSError, InputError) as error:
+        if _made_elsewhere(work):
+            shutil.rmtree(work.folder, ignore_errors=True)
+            return shards.read_manifest(work.out, work.split)
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
@@ -159,7 +165,7 @@ def _finished(work: Work) -> bool:
                     f"{out}: holds {work.split!r} of another source, or with other options; {other}"
                 )
             if work.folder.exists():  # killed after the manifest was written
-                _seal(work)
+                _publish(work)
             return True
     if work.folder in begun and begun[work.folder]["fingerprint"] != work.fingerprint:
         raise InputError(
@@ -181,6 +187,16 @@ def _seal(work: Work) -> None:
     """What is left to do once a manifest is there."""
     shards.write_tfds_info(work.out, aside=work.folder)
     shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def _made_elsewhere(work: Work) -> bool:
+    """Whether another process has finished the same import, and taken its files away meanwhile."""
+    with contextlib.suppress(OSError), open(work.folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until whoever is finishing it has
+    if not manifest_path(work.out, work.split).exists():
+        return False
+    mine = shards.read_manifest(work.out, work.split).fingerprint == work.fingerprint
+    return mine and work.split in shards.splits_in_tfds_info(work.out)
 
 
 def _make_units(work: Work, index: int, count: int, progress: bool) -> None:
@@ -272,7 +288,8 @@ def _publish(work: Work) -> Manifest | None:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if manifest_path(work.out, work.split).exists():
-            _seal(work)
+            if work.folder.exists():  # else another process held this lock and removed it
+                _seal(work)
             return shards.read_manifest(work.out, work.split)
         reports = _reports(work)
         if len(reports) < len(work.units):

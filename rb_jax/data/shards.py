@@ -252,8 +252,17 @@ def write_tfds_info(folder: Path, aside: Path) -> None:
         "splits": splits,
         "version": TFDS_VERSION,
     }
-    write_text(folder / "dataset_info.json", to_json(info), aside)
     write_text(folder / "features.json", to_json(_tfds_features()), aside)
+    write_text(folder / "dataset_info.json", to_json(info), aside)
+
+
+def splits_in_tfds_info(folder: Path) -> list[str]:
+    """The splits that ``write_tfds_info`` has described."""
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return []
+    return [split["name"] for split in info["splits"]]
 
 
 def _tfds_features() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rb_jax.plan import program
 from rb_jax.plan.compiling import Analysis, analyse
 from rb_jax.plan.topologies import Topology, parse
 from rb_jax.sharding.mesh import abstract_mesh, check_batch_size, check_heads, mesh_shape
-from rb_jax.sharding.rules import bytes_per_device, state_shardings
+from rb_jax.sharding.rules import bytes_per_device, param_shardings, state_shardings
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import TrainState, abstract_state
 
@@ -118,8 +118,21 @@ def sharded(one: Target) -> Target:
     return dataclasses.replace(one, config=_sharded(one.config), state_bytes=size, saving=0)
 
 
-def frozen_layout(one: Target) -> str:
-    return "whole" if one.saving else "sharded"
+def frozen_layout(one: Target, what: str = "train") -> str:
+    """How the weights that never change lie; when sampling none does."""
+    return "whole" if _saving(one, what) else "sharded"
+
+
+def _saving(one: Target, what: str) -> int:
+    """Bytes on one device that config.mesh.frozen=sharded would save."""
+    if what == "train":
+        return one.saving
+    shapes = program.sampler_weights(one.config)
+    now, split = (
+        bytes_per_device(shapes, param_shardings(one.mesh, shapes, frozen))
+        for frozen in (one.config.mesh.frozen, "sharded")
+    )
+    return now - split
 
 
 def _sharded(config: Config) -> Config:
@@ -171,7 +184,9 @@ def compile_row(one: Target, what: str = "train", folder: Path | None = None) ->
     """Compiles the step, unless its state alone does not fit."""
     row = _known(one, what)
     if what == "train" and one.over() > 0:
-        row.note = f"the state alone is {one.over():.1f} GiB over a device's memory{_advice(one)}"
+        row.note = (
+            f"the state alone is {one.over():.1f} GiB over a device's memory{_advice(one, what)}"
+        )
         return row
     kwargs = {"config": dataclasses.asdict(one.config), "program": what}
     try:
@@ -182,14 +197,14 @@ def compile_row(one: Target, what: str = "train", folder: Path | None = None) ->
             raise
         per_chip = one.topology.chip.devices
         row.hbm_peak_gib = needed * per_chip
-        row.note = f"{needed - one.limit / GIB:.1f} GiB over a device's memory{_advice(one)}"
+        row.note = f"{needed - one.limit / GIB:.1f} GiB over a device's memory{_advice(one, what)}"
         return row
     return _filled(row, found, one)
 
 
-def _advice(one: Target) -> str:
-    saving = one.saving / GIB
-    return f"; config.mesh.frozen=sharded saves {saving:.1f} GiB" if one.saving else ""
+def _advice(one: Target, what: str) -> str:
+    saving = _saving(one, what) / GIB
+    return f"; config.mesh.frozen=sharded saves {saving:.1f} GiB" if saving else ""
 
 
 def _known(one: Target, what: str) -> Row:
@@ -210,7 +225,7 @@ def _known(one: Target, what: str) -> Row:
         fits=False,
         model_tflop=program.model_flops(one.config, what) / topology.chips / 1e12,
         remat=dataclasses.asdict(one.config.remat),
-        frozen=frozen_layout(one),
+        frozen=frozen_layout(one, what),
     )
 
 

@@ -17,6 +17,7 @@ from rb_jax.train import step
 from rb_jax.train.flops import count_flops
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import (
+    Params,
     abstract_state,
     cast_params,
     definition,
@@ -57,8 +58,7 @@ def _train(config: Config, mesh: jax.sharding.Mesh):
 
 def _sample(config: Config, mesh: jax.sharding.Mesh):
     """All Euler steps, from a batch to latents, with weights in the compute dtype."""
-    graphdef, shapes, _ = definition(config)
-    shapes = jax.eval_shape(functools.partial(cast_params, config), shapes)
+    graphdef, shapes = definition(config)[0], sampler_weights(config)
     layouts = param_shardings(mesh, shapes, config.mesh.frozen)
     params = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layouts[path])
@@ -70,6 +70,11 @@ def _sample(config: Config, mesh: jax.sharding.Mesh):
         return merge(graphdef, params).sample_latents(batch, key)
 
     return lambda: jax.jit(sample).trace(params, _batch(config, mesh), key)
+
+
+def sampler_weights(config: Config) -> Params:
+    """Shapes of all weights in the compute dtype."""
+    return jax.eval_shape(functools.partial(cast_params, config), definition(config)[1])
 
 
 def _batch(config: Config, mesh: jax.sharding.Mesh):
@@ -85,8 +90,7 @@ def model_flops(config: Config, program: str = "train") -> float:
     batch = batch_shapes(config, config.train.batch_size)
     if program == "train":
         return step.model_flops(config, batch)
-    graphdef, shapes, _ = definition(config)
-    shapes, key = jax.eval_shape(functools.partial(cast_params, config), shapes), jax.random.key(0)
+    graphdef, shapes, key = definition(config)[0], sampler_weights(config), jax.random.key(0)
     return count_flops(lambda p, b: merge(graphdef, p).sample_latents(b, key), shapes, batch)
 
 

@@ -125,6 +125,26 @@ def test_processes_at_the_same_time(tmp_path):
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("place", ["before its units", "waiting for the lock"])
+def test_another_process_finishes_the_same_import_first(tmp_path, monkeypatch, place):
+    """What it has taken away is neither missed nor left behind."""
+    edits.folder(tmp_path / "in", 7)
+    whole = run(tmp_path, "whole", shard_examples=2)
+    owner: Any = importing if place == "before its units" else importing.fcntl
+    name = "_make_units" if place == "before its units" else "flock"
+    original = getattr(owner, name)
+
+    def meanwhile(*args):
+        monkeypatch.setattr(owner, name, original)
+        run(tmp_path, shard_examples=2)
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, meanwhile)
+    made = run(tmp_path, shard_examples=2)
+    assert made is not None and whole is not None and made.shards == whole.shards
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
 def test_other_imports_are_refused(tmp_path):
     edits.folder(tmp_path / "in", 4)
     run(tmp_path)

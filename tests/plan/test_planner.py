@@ -126,6 +126,13 @@ def test_frozen_weights_are_whole_where_there_is_room(monkeypatch):
     assert planner.compile_row(small).note.endswith("memory")
 
 
+def test_a_sampler_never_changes_any_weight():
+    made = planner.target(config(), "v5p:2x2x1")
+    assert planner.frozen_layout(made) == "sharded" and made.saving == 0
+    assert planner.frozen_layout(made, "sample") == "whole"
+    assert planner.frozen_layout(planner.sharded(made), "sample") == "sharded"
+
+
 def test_search_tries_whole_and_split_frozen_weights():
     made = config(train__frozen=("mmdit/single_blocks/**",))
     found = {
