@@ -209,7 +209,7 @@ def _advice(one: Target, what: str) -> str:
 
 def _known(one: Target, what: str) -> Row:
     """What needs no compiler."""
-    total, trained = program.parameters(one.config)
+    total, trained = program.parameters(without_layout(one.config))
     topology = one.topology
     return Row(
         topology=topology.name,

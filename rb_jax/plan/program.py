@@ -94,6 +94,7 @@ def model_flops(config: Config, program: str = "train") -> float:
     return count_flops(lambda p, b: merge(graphdef, p).sample_latents(b, key), shapes, batch)
 
 
+@functools.lru_cache(maxsize=8)
 def parameters(config: Config) -> tuple[int, int]:
     """How many there are, and how many of them train."""
     _, shapes, names = definition(config)
