@@ -260,9 +260,9 @@ def splits_in_tfds_info(folder: Path) -> list[str]:
     """The splits that ``write_tfds_info`` has described."""
     try:
         info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
-    except FileNotFoundError:
+        return [split["name"] for split in info["splits"]]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return []
-    return [split["name"] for split in info["splits"]]
 
 
 def _tfds_features() -> dict[str, Any]:

@@ -80,12 +80,11 @@ def partition(
     ``whole`` leaves the fsdp axis out.
     """
     whole = whole or is_vector(path, shape) or path.endswith(WHOLE)
-    without = ("fsdp",) if whole else ()
     axes: list[str | tuple[str, ...] | None] = [None] * len(shape)
     names = next((names for pattern, names in RULES if matches(pattern, path)), ())
     for i, name in enumerate(names, start=len(shape) - len(names)):
         if i >= 0 and name:
-            wanted = tuple(axis for axis in LOGICAL[name] if axis not in without)
+            wanted = tuple(axis for axis in LOGICAL[name] if not (whole and axis == "fsdp"))
             axes[i] = _splitting(wanted, shape[i], mesh)
     used = {axis for entry in axes for axis in (entry if isinstance(entry, tuple) else [entry])}
     if not whole and "fsdp" not in used and mesh.shape["fsdp"] > 1:
