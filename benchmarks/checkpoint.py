@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.config import Config
-from rb_jax.train import checkpoint
 from rb_jax.train.state import TrainState, replace
 
 

@@ -34,10 +34,12 @@ from PIL import Image
 
 from benchmarks.torch_loader import torch_batches
 from rb_jax.config import Config, DataConfig, from_config_dict, paper_model, to_config_dict
-from rb_jax.data import features, loader, shards, synthetic
-from rb_jax.data.images import decode_resized
-from rb_jax.data.records import EditRecord
-from rb_jax.types import FeatureBatch
+from rb_jax.data.cache import features
+from rb_jax.data.formats import shards
+from rb_jax.data.formats.records import EditRecord
+from rb_jax.data.inputs.images import decode_resized
+from rb_jax.data.pipeline import loader, synthetic
+from rb_jax.models.types import FeatureBatch
 
 PARTS = ("jpeg", "cache", "memory")
 

@@ -31,8 +31,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rb_jax.errors import InputError
+from rb_jax.plan.analysis import show
 from rb_jax.plan.compiling import analyse
-from rb_jax.plan.report import show
 
 # base_flux_dev.yml's, of which this step needs no others.
 RULES = (

@@ -26,14 +26,14 @@ import numpy as np
 
 from rb_jax.port.families.flux import FAMILY, write_diffusers
 from rb_jax.port.family import Part, porter
-from rb_jax.progress import progress_bar
-from rb_jax.tensor_files import TensorFiles
-from rb_jax.tensor_writer import TensorSpec, write_tensors
+from rb_jax.runtime.progress import progress_bar
+from rb_jax.weights.safetensors.reader import TensorFiles
+from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # Bytes of random numbers; each tensor begins STEP bytes later in them than the one before.
 BLOCK, STEP = 2**26, 8198
-CLI = [sys.executable, "-m", "rb_jax.cli"]
+CLI = [sys.executable, "-m", "rb_jax"]
 
 
 def flux_dev(scale: float) -> Part:

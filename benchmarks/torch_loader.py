@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from rb_jax.config import Config
-from rb_jax.data.collate import ArrayCollator
-from rb_jax.data.schema import EditExample
-from rb_jax.data.shards import RecordSource
+from rb_jax.data.formats.schema import EditExample
+from rb_jax.data.formats.shards import RecordSource
+from rb_jax.data.pipeline.collate import ArrayCollator
 
 
 class Edits:

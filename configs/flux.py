@@ -1,7 +1,7 @@
 """FLUX.1-dev's transformer alone, text to image: the workload that other trainers publish.
 
 1024 px, 512 conditioning tokens, global batch 8, fully sharded. Presets, as
---config=configs/flux.py:PRESET:
+--config=flux:PRESET:
 
     fast   float32 weights and moments, nearly nothing recomputed: for chips with much memory
     small  bfloat16 weights and moments, blocks recomputed from their inputs
@@ -9,7 +9,7 @@
 
 import ml_collections
 
-from rb_jax.config import Config, paper_model, to_config_dict
+from rb_jax.config import Config, ConfigError, paper_model, to_config_dict
 
 PRESETS = {
     "fast": {
@@ -27,7 +27,7 @@ PRESETS = {
 
 def get_config(preset: str = "fast") -> ml_collections.ConfigDict:
     if preset not in PRESETS:
-        raise ValueError(f"{preset!r} is not a preset; choose {' or '.join(PRESETS)}")
+        raise ConfigError(f"{preset!r} is not a preset; choose {' or '.join(PRESETS)}")
     config = to_config_dict(Config())
     config.model.update_from_flattened_dict(paper_model())
     config.model.mmdit.source = "none"

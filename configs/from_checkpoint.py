@@ -1,17 +1,16 @@
-"""Train on from an assembled or trained model: --config=configs/from_checkpoint.py:DIR.
+"""Train on from an assembled or trained model: --config=from_checkpoint:FOLDER.
 
-The model's sizes and everything else are those stored in DIR, and its weights are the start.
+The model's sizes and everything else are those stored in FOLDER (a weights folder, a workdir, or
+``shipped``), and its weights are the start.
 """
-
-from pathlib import Path
 
 import ml_collections
 
+from rb_jax.checkpoint.stored import stored_config
 from rb_jax.config import to_config_dict
-from rb_jax.train.weights import stored_config
 
 
 def get_config(folder: str) -> ml_collections.ConfigDict:
-    config = to_config_dict(stored_config(Path(folder)))
+    config = to_config_dict(stored_config(folder))
     config.train.init_from = folder
     return config

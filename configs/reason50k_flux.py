@@ -1,7 +1,7 @@
 """The paper's model at full size: LLaVA-7B, FRCE, QFormer, CME and FLUX.1-dev's 12B MMDiT.
 
 The frozen encoders' features (CLIP, SAM, autoencoder) are computed ahead of time. Presets, as
---config=configs/reason50k_flux.py:PRESET or PRESET,SIZE (512 or 1024 px):
+--config=reason50k_flux:PRESET or PRESET,SIZE (512 or 1024 px):
 
     paper    the MMDiT trained in full, as in the paper
     lora     LoRA on every projection of the MMDiT's blocks
@@ -10,7 +10,7 @@ The frozen encoders' features (CLIP, SAM, autoencoder) are computed ahead of tim
 
 import ml_collections
 
-from rb_jax.config import Config, paper_model, to_config_dict
+from rb_jax.config import Config, ConfigError, paper_model, to_config_dict
 
 # What the presets change; all train LLaVA's LoRA and every new module.
 PRESETS = {
@@ -30,8 +30,11 @@ SIZES = (512, 1024)
 
 def get_config(variant: str = "paper,512") -> ml_collections.ConfigDict:
     preset, _, size = variant.partition(",")
-    if preset not in PRESETS or (size and int(size) not in SIZES):
-        raise ValueError(f"{variant!r} is not PRESET[,SIZE] of {', '.join(PRESETS)}; {SIZES}")
+    if preset not in PRESETS or size not in ("", *map(str, SIZES)):
+        raise ConfigError(
+            f"{variant!r} is not a preset; choose {', '.join(PRESETS)}, or with a size of "
+            f"{' or '.join(map(str, SIZES))} such as lora,1024"
+        )
     config = to_config_dict(Config())
     config.model.update_from_flattened_dict(paper_model())
     config.data.update(name="synthetic", inputs="features", image_size=int(size or 512))

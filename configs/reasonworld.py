@@ -1,12 +1,12 @@
 """The whole of ReasonBrain at a size that a laptop trains: the default, and the shipped model.
 
-Sizes are those of rb_jax/config/schema.py; no two stages have the same width. The paper's ablation:
---config=configs/reasonworld.py:VARIANT, a name of VARIANTS.
+Sizes are those of rb_jax/config/model.py; no two stages have the same width. The paper's ablation:
+--config=reasonworld:VARIANT, a name of VARIANTS.
 """
 
 import ml_collections
 
-from rb_jax.config import Config, to_config_dict
+from rb_jax.config import Config, ConfigError, to_config_dict
 
 # Name -> the switches that differ from the full model, in the order of the paper's table.
 VARIANTS = {
@@ -19,6 +19,8 @@ VARIANTS = {
 
 
 def get_config(variant: str = "full") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        raise ConfigError(f"{variant!r} is not a variant; choose {', '.join(VARIANTS)}")
     config = to_config_dict(Config())
     config.model.mmdit.prediction = "data"
     config.data.count = 24_576

@@ -15,16 +15,17 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from rb_jax.checkpoint.stored import load_weights
 from rb_jax.config import Config
-from rb_jax.data.images import Picture, as_pixels, to_source_size, to_square
-from rb_jax.data.loader import Collator
-from rb_jax.data.schema import EditExample
-from rb_jax.encoders.sam.automatic import with_regions
-from rb_jax.encoders.vae import to_float, to_uint8
+from rb_jax.data.formats.schema import EditExample
+from rb_jax.data.inputs.images import Picture, as_pixels, to_source_size, to_square
+from rb_jax.data.pipeline.loader import Collator
+from rb_jax.data.pipeline.sam_regions import with_regions
 from rb_jax.errors import InputError
-from rb_jax.train.state import Params, cast_params, definition, merge
-from rb_jax.train.weights import SHIPPED, load_weights, resolve
-from rb_jax.types import Batch
+from rb_jax.models.pixels import psnr, to_float, to_uint8
+from rb_jax.models.types import Batch
+from rb_jax.runtime.logging import LOG
+from rb_jax.weights.params import Params, cast_params, definition, merge
 
 MAX_STEPS = 1000
 # The shipped codec gives back ReasonWorld pictures better than this (dB), photographs worse.
@@ -53,13 +54,15 @@ class Editor:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str] | None = None) -> Editor:
-        """The model in a weights folder or training workdir; None is the one that is shipped.
+        """The model in a weights folder or training workdir; None or "shipped" is the one that is
+        shipped.
 
         Raises InputError when there is none or it does not fit its configuration.
         """
         source = "shipped" if folder is None else str(folder)
-        config, params = load_weights(resolve(source, SHIPPED["init_from"]))
-        return cls(config, params, reasonworld_only=folder is None)
+        LOG.info("loading the weights of %s", source)
+        config, params = load_weights(source)
+        return cls(config, params, reasonworld_only=source == "shipped")
 
     def edit(
         self,
@@ -82,7 +85,8 @@ class Editor:
         square = to_square(pixels, self.config.data.image_size)
         example = EditExample("", "", instruction, tuple(objects), square, None, None)
         codec = self.reconstruct(square[None])[0]
-        if self.reasonworld_only and _psnr(codec, square) < FAMILIAR_PSNR:
+        error = np.mean((codec.astype(np.float32) - square) ** 2)
+        if self.reasonworld_only and psnr(float(error), 255) < FAMILIAR_PSNR:
             warnings.warn(
                 "the shipped model has only seen ReasonWorld, and this picture is unlike it: "
                 "do not expect a sensible edit (train on your own pictures with rb-jax train)",
@@ -149,8 +153,3 @@ def _reconstruct(
 ) -> UInt8[Array, "B S S 3"]:
     autoencoder = merge(graphdef, params).autoencoder
     return to_uint8(autoencoder.decode(autoencoder.encode(to_float(images))))
-
-
-def _psnr(a: np.ndarray, b: np.ndarray) -> float:
-    mse = np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2)
-    return float(10 * np.log10(255.0**2 / max(float(mse), 1e-6)))

@@ -11,6 +11,8 @@ class InputError(ValueError):
 
 def refuse_url(name: str, value: object) -> None:
     """Raises InputError for a path like ``gs://BUCKET/RUN``, which would become a local folder."""
+    if isinstance(value, str) and value.startswith(("http://", "https://")):
+        raise InputError(f"{name}={value}: nothing is downloaded; fetch it, and give its path")
     if isinstance(value, str) and "://" in value:
         raise InputError(
             f"{name}={value}: must be a path; mount the bucket, or use a file system that all "

@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick.FLAGS}"
 @pytest.fixture(scope="session")
 def weights_folder(tmp_path_factory):
     """A weights folder of the small model with random values."""
-    from rb_jax.train.weights import save_weights
+    from rb_jax.weights.folder import save_weights
     from tests import tiny
 
     folder = tmp_path_factory.mktemp("weights") / "random"
@@ -24,10 +24,10 @@ def weights_folder(tmp_path_factory):
 def editor(weights_folder):
     """Editor of the small model; shared, so that its programs are compiled once."""
     from rb_jax import editor
-    from rb_jax.train import weights
+    from rb_jax.checkpoint import stored
     from tests import tiny
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (editor, weights):  # tracing the definition anew takes seconds
+        for module in (editor, stored):  # tracing the definition anew takes seconds
             patch.setattr(module, "definition", tiny.definition)
         return editor.Editor.from_pretrained(weights_folder)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rb_jax.data.images import to_source_size
-from rb_jax.data.objects import extract_objects
-from rb_jax.data.schema import EditExample
+from rb_jax.data.formats.schema import EditExample
+from rb_jax.data.inputs.images import to_source_size
+from rb_jax.data.inputs.objects import extract_objects
 from rb_jax.editor import MAX_STEPS, Editor, UnfamiliarPicture
 from rb_jax.errors import InputError
 from tests import tiny

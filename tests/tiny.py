@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 
 from rb_jax.config import Config, from_config_dict, to_config_dict
+from rb_jax.models.types import Batch, Conditioning, Cues, Features, Text
 from rb_jax.train import state
-from rb_jax.train.state import Params, merge
-from rb_jax.types import Batch, Conditioning, Cues, Features, Text
+from rb_jax.weights.params import Params, merge
 
 CHANGES = {
     "model.vision": dict(

@@ -16,14 +16,15 @@ from jax.sharding import Mesh
 
 from configs.flux import PRESETS, get_config
 from rb_jax.config import Config, from_config_dict
-from rb_jax.flow.sampler import euler, schedule
-from rb_jax.layers.attention import attention as attend
+from rb_jax.models.flow.sampler import euler, schedule
+from rb_jax.models.layers.attention import attention as attend
+from rb_jax.models.types import Conditioning, FlowBatch
 from rb_jax.sharding.mesh import make_mesh
 from rb_jax.train.flops import count_flops
 from rb_jax.train.optimizer import make_optimizer
-from rb_jax.train.state import abstract_state, definition, merge
+from rb_jax.train.state import abstract_state
 from rb_jax.train.step import train_step
-from rb_jax.types import Conditioning, FlowBatch
+from rb_jax.weights.params import definition, merge
 
 Shape = jax.ShapeDtypeStruct
 KINDS = ("double_blocks", "single_blocks")

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import ml_collections
 
-from rb_jax.config.schema import Config, ConfigError
+from rb_jax.config.group import ConfigError
+from rb_jax.config.schema import Config
 from rb_jax.errors import refuse_url
 
 
@@ -47,9 +48,15 @@ def check_key(key: str) -> None:
     """Raises ConfigError if a dotted key such as ``train.steps`` names no value."""
     cls, prefix = Config, ""
     for name in key.split("."):
-        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        hints = _hints(cls) if dataclasses.is_dataclass(cls) else {}
         _check_name(name, hints, prefix)
         cls, prefix = hints[name], f"{prefix}{name}."
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """The type of each value of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def _check_name(name: str, known: Mapping[str, Any], prefix: str) -> None:
@@ -64,7 +71,7 @@ def from_values(cls, values: Any, prefix: str = ""):
     for a path that is a URL."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"config.{prefix[:-1]}: expected a group of values, got {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for key in values:
         _check_name(str(key), hints, prefix)
     missing = [name for name in hints if name not in values]

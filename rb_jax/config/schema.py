@@ -1,204 +1,29 @@
-"""Every value there is, with its default: frozen dataclasses, checked when a Config is made."""
+"""Every value there is, with its default: frozen dataclasses that check themselves.
+
+Each group checks its own values when it is made (``Group``); ``Config`` checks what groups must
+agree on. The model's groups are in rb_jax.config.model.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
-from rb_jax.errors import InputError
+from rb_jax.config.group import Group, Sizes
+from rb_jax.config.model import ModelConfig
+from rb_jax.config.remat import parse
 
-
-class ConfigError(InputError):
-    """A value of the configuration is unknown, missing, mistyped or inconsistent."""
-
-
-@dataclass(frozen=True)
-class CLIPVisionConfig:
-    image_size: int = 64
-    patch_size: int = 16
-    width: int = 96
-    layers: int = 2
-    heads: int = 3
-    mlp_width: int = 384
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    norm_eps: float = 1e-5
-    # The hidden layer LLaVA and FRCE read, counted as in Hugging Face (0 = embeddings).
-    feature_layer: int = -1
+# (1 - b2) g^2 must be more than half of bfloat16's last bit of the moment it is added to.
+MAX_BFLOAT16_B2 = 0.99
 
 
 @dataclass(frozen=True)
-class CLIPTextConfig:
-    vocab_size: int = 1024
-    max_length: int = 32
-    width: int = 80
-    layers: int = 2
-    heads: int = 4
-    mlp_width: int = 320
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    norm_eps: float = 1e-5
-
-
-@dataclass(frozen=True)
-class RegionConfig:
-    """Where the feature map comes from that is pooled over the region masks.
-
-    ``stem`` is a small convolutional map of the picture; ``sam`` is SAM's image encoder, whose
-    automatic masks then are the regions (``width`` is model.sam.out_channels).
-    """
-
-    encoder: Literal["stem", "sam"] = "stem"
-    width: int = 40
-    stride: int = 4  # pixels of a cell of the masks' grid, for ``stem``
-    max_regions: int = 8
-
-
-@dataclass(frozen=True)
-class SAMConfig:
-    """Segment Anything (arXiv 2304.02643); the defaults are ViT-H's."""
-
-    image_size: int = 1024
-    patch_size: int = 16
-    width: int = 1280
-    layers: int = 32
-    heads: int = 16
-    mlp_width: int = 5120
-    window_size: int = 14
-    global_layers: tuple[int, ...] = (7, 15, 23, 31)  # these attend everywhere, not in windows
-    out_channels: int = 256
-    decoder_layers: int = 2
-    decoder_heads: int = 8
-    decoder_mlp_width: int = 2048
-    attention_downsample: int = 2
-    multimask_outputs: int = 3
-    iou_head_layers: int = 3
-    iou_head_width: int = 256
-    mask_channels: int = 16
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """FLUX's KL autoencoder: resolution halves between the levels of ``channel_mult``."""
-
-    channels: int = 16
-    channel_mult: tuple[int, ...] = (1, 2, 3)
-    num_res_blocks: int = 1
-    latent_channels: int = 12
-    norm_groups: int = 8
-    scale_factor: float = 1.0
-    shift_factor: float = 0.0
-
-
-@dataclass(frozen=True)
-class FRCEConfig:
-    enabled: bool = True
-    patch_branch: bool = True
-    region_branch: bool = True
-    id_controller: bool = True
-    width: int = 88
-    heads: int = 4
-    patch_layers: int = 1
-    region_layers: int = 1
-    id_controller_layers: int = 1
-    max_objects: int = 4
-
-
-@dataclass(frozen=True)
-class MLLMConfig:
-    """A LLaMA decoder with LLaVA's projector; ``projector`` is linear (v1.1) or mlp (v1.5)."""
-
-    vocab_size: int = 1024
-    max_length: int = 32
-    width: int = 128
-    mlp_width: int = 344
-    layers: int = 2
-    heads: int = 4
-    kv_heads: int = 4
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    projector: Literal["linear", "mlp"] = "linear"
-    image_tokens: int = 8
-    lora_rank: int = 4
-    lora_alpha: float = 8.0
-
-
-@dataclass(frozen=True)
-class QFormerConfig:
-    width: int = 72
-    heads: int = 6
-    layers: int = 2
-    queries: int = 8
-
-
-@dataclass(frozen=True)
-class CMEConfig:
-    enabled: bool = True
-    width: int = 112
-    heads: int = 4
-    blocks: int = 2
-    queries: int = 8
-
-
-@dataclass(frozen=True)
-class MMDiTConfig:
-    width: int = 160
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    double_blocks: int = 2
-    single_blocks: int = 4
-    context_width: int = 120  # the text stream's input width (4096 in FLUX)
-    axes_dim: tuple[int, int, int] = (8, 16, 16)
-    rope_theta: float = 10_000.0
-    guidance_embed: bool = True
-    patch_size: int = 2
-    source: Literal["channel", "sequence", "none"] = "channel"
-    # Values in a token of the input; 0 is what ``source`` needs, more are filled with zeros.
-    in_width: int = 0
-    # What the last layer's output means: FLUX's velocity, or the data x0 from which it follows.
-    prediction: Literal["velocity", "data"] = "velocity"
-    lora_rank: int = 0  # of every projection of the blocks; 0 is no LoRA
-    lora_alpha: float = 1.0
-
-    @property
-    def mlp_width(self) -> int:
-        return round(self.width * self.mlp_ratio)
-
-    def token_width(self, latent_channels: int) -> int:
-        """Values in a token of the input."""
-        one = latent_channels * self.patch_size**2
-        return self.in_width or (2 * one if self.source == "channel" else one)
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    vision: CLIPVisionConfig = field(default_factory=CLIPVisionConfig)
-    text: CLIPTextConfig = field(default_factory=CLIPTextConfig)
-    regions: RegionConfig = field(default_factory=RegionConfig)
-    sam: SAMConfig = field(default_factory=SAMConfig)
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    frce: FRCEConfig = field(default_factory=FRCEConfig)
-    mllm: MLLMConfig = field(default_factory=MLLMConfig)
-    qformer: QFormerConfig = field(default_factory=QFormerConfig)
-    cme: CMEConfig = field(default_factory=CMEConfig)
-    mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def region_grid(self, image_size: int) -> int:
-        """Cells a side of the region masks' grid."""
-        if self.regions.encoder == "sam":
-            return self.sam.image_size // self.sam.patch_size
-        return image_size // self.regions.stride
-
-    @property
-    def pixel_multiple(self) -> int:
-        """What a picture's sides must be multiples of: whole tokens, whole cells of regions."""
-        token = 2 ** (len(self.autoencoder.channel_mult) - 1) * self.mmdit.patch_size
-        return math.lcm(token, self.regions.stride) if self.regions.encoder == "stem" else token
-
-
-@dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(Group):
     """Rectified flow: training-time sampling of t, and the sampler's defaults."""
+
+    place = "flow"
 
     logit_mean: float = 0.0
     logit_std: float = 1.0
@@ -216,9 +41,21 @@ class FlowConfig:
     guidance: float = 3.5
     true_cfg: float = 1.0
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.base_tokens >= self.max_tokens:
+            yield "max_tokens", f"must be more than flow.base_tokens={self.base_tokens}"
+        for key in ("drop_condition", "drop_source"):
+            if not 0 <= getattr(self, key) < 1:
+                yield key, "must be in [0, 1)"
+        if self.logit_std <= 0:
+            yield "logit_std", "must be positive"
+        if self.guidance_range[0] > self.guidance_range[1]:
+            yield "guidance_range", "low > high"
+        yield from at_least_one(self, "steps")
+
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Group):
     """``name`` is ``reasonworld``, ``folder`` (then ``path`` is in the Reason50K layout),
     ``records`` (then ``path`` is what ``rb-jax data import`` wrote), ``cache`` (what ``rb-jax data
     cache`` wrote), or ``synthetic`` (noise of the right shapes, to time a machine).
@@ -226,6 +63,8 @@ class DataConfig:
     ``inputs`` says what an example holds: pixels and tokens, or the frozen encoders' features,
     computed ahead of time; then the model has no encoders.
     """
+
+    place = "data"
 
     name: Literal["reasonworld", "folder", "records", "cache", "synthetic"] = "reasonworld"
     inputs: Literal["pixels", "features"] = "pixels"
@@ -238,8 +77,8 @@ class DataConfig:
     count: int = 16_384  # distinct ReasonWorld examples; a folder has as many as it has
     seed: int = 0
     image_size: int = 64
-    # Shapes (height, width) of batches, each picture in the nearest (rb_jax.data.buckets); or how
-    # many to derive, of about image_size squared pixels. Empty and 0: squares.
+    # Shapes (height, width) of batches, each picture in the nearest; or how many shapes to derive,
+    # of about image_size squared pixels. Empty and 0: squares.
     buckets: tuple[tuple[int, int], ...] = ()
     bucket_count: int = 0
     # The tokenizer file of each tower; empty means the one shipped with the package.
@@ -250,9 +89,38 @@ class DataConfig:
     prepare: bool = True
     prepared_dir: str = ""
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        records, bucketed = self.name == "records", bool(self.buckets or self.bucket_count)
+        yield from at_least_one(self, "count")
+        yield from not_negative(self, "workers", "bucket_count")
+        if self.name in ("folder", "records", "cache") and not self.path and not self.mix:
+            also = ", or data.mix" if records else ""
+            yield "path", f"data.name={self.name!r} needs the path of its folder{also}"
+        if self.mix and (not records or self.path):
+            yield "mix", "is for data.name='records', in the place of data.path"
+        if self.mix and self.prepare:
+            yield "mix", "is read as it is: clear data.prepare"
+        if not all(path and 0 < weight < math.inf for path, weight in self.mix):
+            yield "mix", f"each is a folder and a weight above 0, got {self.mix}"
+        if self.buckets and self.bucket_count:
+            yield "bucket_count", "and data.buckets are two ways to say the same: set one"
+        if len(set(self.buckets)) < len(self.buckets):
+            yield "buckets", "a shape comes twice"
+        if bucketed and (not records or self.prepare):
+            yield "buckets", "needs data.name='records', read as it is: clear data.prepare"
+        if self.inputs == "features" and self.name not in ("synthetic", "cache"):
+            yield (
+                "inputs",
+                "features come from data.name='cache' (rb-jax data cache) or 'synthetic'",
+            )
+        if self.name == "cache" and self.inputs != "features":
+            yield "inputs", "data.name='cache' holds 'features'"
+
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Group):
+    place = "optimizer"
+
     name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-3
     # Factors on the learning rate by patterns over paths, (("mllm/**", 0.1),); the first counts.
@@ -271,9 +139,24 @@ class OptimizerConfig:
     spike_factor: float = 0.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.spike_factor and self.spike_factor <= 1:
+            yield "spike_factor", f"must be 0 (off) or more than 1, got {self.spike_factor}"
+        if not 0 <= self.decay_fraction <= 1:
+            yield "decay_fraction", "must be in [0, 1]"
+        if any(factor < 0 for _, factor in self.rates):
+            yield "rates", "factors must not be negative"
+
+    @property
+    def follows_in_bfloat16(self) -> bool:
+        """Whether a second moment kept in bfloat16 would still move."""
+        return self.name in ("adafactor", "lion") or self.b2 <= MAX_BFLOAT16_B2
+
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Group):
+    place = "train"
+
     # edit is the whole model; mmdit the flow model alone, from latents and conditioning.
     task: Literal["edit", "mmdit", "autoencoder"] = "edit"
     steps: int = 600
@@ -301,9 +184,22 @@ class TrainConfig:
     step_timeout: float = 1800.0  # seconds after which a stuck process ends itself; 0: never
     max_skipped: int = 100  # steps in a row that were not finite, after which the run ends; 0: any
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from at_least_one(self, "batch_size", "log_every", "eval_every", "checkpoint_every")
+        yield from not_negative(
+            self, "keep_checkpoints", "keep_every", "step_timeout", "max_skipped", "steps"
+        )
+        if not 0 <= self.ema_decay < 1:
+            yield "ema_decay", "must be in [0, 1)"
+        if self.accumulation < 1 or self.batch_size % self.accumulation:
+            yield (
+                "accumulation",
+                f"{self.accumulation} does not divide batch_size={self.batch_size}",
+            )
+
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Group):
     """Devices along each axis of the mesh; -1 fills. ``slices`` are joined by a slower network.
 
     With both data and fsdp -1, fsdp takes up to 64 devices of a slice and data the rest.
@@ -311,6 +207,8 @@ class MeshConfig:
     them, or not (``whole``); ``auto`` keeps them whole on TPUs where the training state then takes
     no more than 0.6 of a device's memory.
     """
+
+    place = "mesh"
 
     data: int = -1
     fsdp: int = 1
@@ -321,26 +219,45 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class RematConfig:
+class RematConfig(Group):
     """What a block keeps for its backward pass: ``off`` (all), ``full`` (its input alone), or the
     names to keep, such as ``qkv,attention,mlp@host`` (rb_jax.config.remat.NAMES)."""
+
+    place = "remat"
 
     double_blocks: str = "off"
     single_blocks: str = "off"
     mllm: str = "off"
     others: str = "off"  # encoders, FRCE, QFormer, CME
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for name in ("double_blocks", "single_blocks", "mllm", "others"):
+            setting = getattr(self, name)
+            try:
+                if setting not in ("off", "full"):
+                    parse(setting)
+            except ValueError as error:
+                yield name, str(error)
+
 
 @dataclass(frozen=True)
-class ProfileConfig:
+class ProfileConfig(Group):
     """``steps`` such as ``10:13`` are traced into WORKDIR/profile: the 10th up to the 13th, which
     is left out. The trace opens in xprof (TensorBoard's profile tab) and Perfetto."""
 
+    place = "profile"
+
     steps: str = ""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        try:
+            step_range(self.steps)
+        except ValueError:
+            yield "steps", f"{self.steps!r} is not FIRST:END with 1 <= FIRST < END, such as 10:13"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Group):
     model: ModelConfig = field(default_factory=ModelConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -350,7 +267,94 @@ class Config:
     remat: RematConfig = field(default_factory=RematConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
-    def __post_init__(self):
-        from rb_jax.config.checks import check
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from self._model_problems()
+        yield from self._data_problems()
+        yield from self._train_problems()
 
-        check(self)
+    def _model_problems(self) -> Iterator[tuple[str, str]]:
+        """What two stages of the model, or the model and its pictures, must agree on."""
+        model, size = self.model, self.data.image_size
+        for group in (getattr(model, f.name) for f in fields(model)):
+            if isinstance(group, Sizes):
+                yield from ((f"{group.place}.{key}", why) for key, why in group.conflicts())
+        vae, mmdit, regions = model.autoencoder, model.mmdit, model.regions
+        if size % (cell := vae.downsampling * mmdit.patch_size):
+            yield (
+                "data.image_size",
+                f"{size} is not a multiple of {cell} (autoencoder x patch size)",
+            )
+        if regions.encoder == "stem" and size % regions.stride:
+            yield "model.regions.stride", f"{regions.stride} does not divide data.image_size={size}"
+        if regions.encoder == "sam":
+            if size % (grid := model.region_grid(size)):
+                why = f"SAM's grid, model.sam.image_size / patch_size = {grid}"
+                yield "data.image_size", f"must be a multiple of {why}"
+            if regions.width != model.sam.out_channels:
+                why = f"must be model.sam.out_channels={model.sam.out_channels}"
+                yield "model.regions.width", why
+        if model.cme.enabled and not model.frce.enabled:
+            why = "CME reads FRCE's cues: set model.frce.enabled or clear model.cme.enabled"
+            yield "model.cme.enabled", why
+        tokens = replace(mmdit, in_width=0).token_width(vae.latent_channels)
+        if 0 < mmdit.in_width < tokens:
+            why = f"must be 0 or at least the {tokens} values of z_t and the source"
+            yield "model.mmdit.in_width", why
+        if model.mllm.image_tokens < 1:
+            yield "model.mllm.image_tokens", "must be at least 1, got 0"
+        if mmdit.source == "none" and self.train.task != "mmdit":
+            yield "model.mmdit.source", "an edit needs its source: 'channel' or 'sequence'"
+
+    def _data_problems(self) -> Iterator[tuple[str, str]]:
+        model, data = self.model, self.data
+        multiple = model.pixel_multiple
+        if any(n <= 0 or n % multiple for shape in data.buckets for n in shape):
+            yield "data.buckets", f"{data.buckets} are not all multiples of {multiple}"
+        if (data.buckets or data.bucket_count) and model.regions.encoder != "stem":
+            why = "needs model.regions.encoder='stem': SAM's grid is square"
+            yield "data.buckets", why
+        if self.train.task == "mmdit" and data.name != "synthetic":
+            reads = "train.task='mmdit' reads latents and conditioning"
+            yield "data.name", f"{reads}: 'synthetic' is the only such source"
+        if self.train.task == "autoencoder" and data.inputs == "features":
+            yield "data.inputs", "train.task='autoencoder' learns from pixels"
+
+    def _train_problems(self) -> Iterator[tuple[str, str]]:
+        train, data, opt = self.train, self.data, self.optimizer
+        if train.steps and opt.warmup_steps >= train.steps:
+            yield "optimizer.warmup_steps", f"must be below train.steps={train.steps}"
+        if train.param_dtype == "bfloat16" and not opt.follows_in_bfloat16:
+            why = f"{opt.b2} is more than a second moment in bfloat16 can follow; use at most"
+            yield "optimizer.b2", f"{why} {MAX_BFLOAT16_B2}, or train.param_dtype='float32'"
+        if train.eval_examples and train.task == "mmdit":
+            yield "train.eval_examples", "must be 0: there are no pictures in latents"
+        shown = data.inputs == "pixels" or (data.name == "cache" and train.init_from)
+        if train.eval_examples and not shown:
+            why = "features are shown by the autoencoder of train.init_from, which is not set"
+            yield "train.eval_examples", f"must be 0: {why}"
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """``10:13`` as numbers, two zeros for an empty text. Raises ValueError."""
+    if not text:
+        return 0, 0
+    first, colon, end = text.partition(":")
+    if not colon or not 1 <= int(first) < int(end):
+        raise ValueError(text)
+    return int(first), int(end)
+
+
+def at_least_one(group: Group, *keys: str) -> Iterator[tuple[str, str]]:
+    yield from (
+        (key, f"must be at least 1, got {getattr(group, key)}")
+        for key in keys
+        if getattr(group, key) < 1
+    )
+
+
+def not_negative(group: Group, *keys: str) -> Iterator[tuple[str, str]]:
+    yield from (
+        (key, f"must not be negative, got {getattr(group, key)}")
+        for key in keys
+        if getattr(group, key) < 0
+    )

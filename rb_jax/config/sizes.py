@@ -1,9 +1,10 @@
-"""The sizes of the published models."""
+"""What the paper fixes: its kinds of reasoning, and the sizes of the published models."""
 
 from __future__ import annotations
 
 from typing import Any
 
+CATEGORIES = ("physical", "temporal", "causal", "story")
 # The paper's (arXiv 2507.01908) and its authors' code's; those of the pretrained parts are
 # CLIP ViT-L/14's, LLaVA-7B-v1.1's, SAM ViT-H's and FLUX.1-dev's.
 PAPER: dict[str, dict[str, Any]] = {

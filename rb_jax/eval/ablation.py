@@ -8,16 +8,15 @@ Writes DIR/ablation.json, which the report shows. A variant that is finished is 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from rb_jax.eval.evaluate import write_json
+from rb_jax.config import files
+from rb_jax.files import to_json, write_text
 
-CONFIG = Path(__file__).parents[2] / "configs" / "reasonworld.py"
 # Shorter than the shipped model's run, the same for every variant; later flags win.
 SHORT = (
     "--config.data.count=8192",
@@ -38,18 +37,14 @@ TITLES = {
 
 def variants() -> dict[str, dict[str, Any]]:
     """The switches of each variant, from the configuration file."""
-    spec = importlib.util.spec_from_file_location("reasonworld", CONFIG)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.VARIANTS
+    return files.load_module("reasonworld").VARIANTS
 
 
 def run(name: str, out: Path, count: int, overrides: list[str]) -> dict[str, Any]:
     """Trains and scores one variant; its row of the table."""
     workdir = out / name
     train = [
-        "train", f"--config={CONFIG}:{name}", f"--workdir={workdir}",
+        "train", f"--config=reasonworld:{name}", f"--workdir={workdir}",
         f"--config.data.prepared_dir={out / 'prepared'}", *SHORT, *overrides,
     ]  # fmt: skip
     evaluate = [
@@ -57,7 +52,7 @@ def run(name: str, out: Path, count: int, overrides: list[str]) -> dict[str, Any
         f"--out={workdir / 'test'}",
     ]  # fmt: skip
     for arguments in (train, evaluate):
-        subprocess.run([sys.executable, "-m", "rb_jax.cli", *arguments], check=True)
+        subprocess.run([sys.executable, "-m", "rb_jax", *arguments], check=True)
     scores = json.loads((workdir / "test" / "scores.json").read_text())["scores"]["model"]
     steps = json.loads((workdir / "weights" / "config.json").read_text())["train"]["steps"]
     switches = variants()[name]
@@ -70,7 +65,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256, help="scenes to score")
     arguments, overrides = parser.parse_known_args()
     rows = [run(name, arguments.out, arguments.count, overrides) for name in variants()]
-    write_json(arguments.out / "ablation.json", rows)
+    write_text(arguments.out / "ablation.json", to_json(rows))
     print(f"{arguments.out / 'ablation.json'}: {len(rows)} variants")
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +10,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from rb_jax.data.images import open_image, save_image
-from rb_jax.data.loader import from_world
+from rb_jax.data.inputs.images import open_image, save_image
+from rb_jax.data.pipeline.loader import from_world
 from rb_jax.data.reasonworld import CATEGORIES, Example, ReasonWorld
 from rb_jax.editor import Editor, check_seed
 from rb_jax.errors import InputError
-from rb_jax.eval.grids import GridRow, edit_grid
 from rb_jax.eval.reasonworld import EditScore, score_edit, summarize
-from rb_jax.progress import progress_bar
+from rb_jax.files import to_json, write_text
+from rb_jax.report.grids import GridRow, edit_grid
+from rb_jax.runtime.progress import progress_bar
 
 BATCH = 16
 
@@ -36,14 +34,19 @@ class Scored:
     score: EditScore
 
 
-def open_world(split: str, count: int, size: int) -> list[Example]:
-    """The first ``count`` examples of a split; InputError for an unknown split or a bad count."""
+def check_choice(split: str, count: int, size: int = 64) -> ReasonWorld:
+    """The world of a split; InputError for an unknown split or a bad count."""
     if count < 1:
         raise InputError(f"count must be at least 1, got {count}")
     try:
-        world = ReasonWorld(split, 0, size)
+        return ReasonWorld(split, 0, size)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def open_world(split: str, count: int, size: int) -> list[Example]:
+    """The first ``count`` examples of a split; InputError as ``check_choice``."""
+    world = check_choice(split, count, size)
     return [world[i] for i in range(count)]
 
 
@@ -130,16 +133,6 @@ def evaluate(editor: Editor, split: str, count: int, seed: int = 0, **settings: 
             "families": by_family(edits)}, edits  # fmt: skip
 
 
-def check_folder(out: str | Path) -> None:
-    """InputError if ``write_evaluation`` could not write here: asked before the work, not after."""
-    out = Path(out).absolute()
-    nearest = next(path for path in (out, *out.parents) if path.exists())
-    if not nearest.is_dir():
-        raise InputError(f"{nearest}: is not a folder; results cannot be written to {out}")
-    if not os.access(nearest, os.W_OK):
-        raise InputError(f"{nearest}: no permission to write there")
-
-
 def write_evaluation(out: str | Path, report: dict[str, Any], edits: Sequence[Scored]) -> None:
     """Every edit as ``edits/NNNNNN.png``, ``grid.png``, and last ``scores.json``."""
     out = Path(out)
@@ -148,7 +141,7 @@ def write_evaluation(out: str | Path, report: dict[str, Any], edits: Sequence[Sc
         for i, scored in enumerate(edits):
             save_image(_edit_path(out, i), scored.edited)
         save_image(out / "grid.png", np.asarray(edit_grid(grid_rows(choose(edits, 4)))))
-        write_json(out / "scores.json", report)
+        write_text(out / "scores.json", to_json(report))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from error
 
@@ -160,21 +153,6 @@ def read_edits(out: str | Path, count: int) -> list[UInt8[np.ndarray, "S S 3"]]:
 
 def _edit_path(out: Path, index: int) -> Path:
     return out / "edits" / f"{index:06d}.png"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Strict JSON, appearing whole or not at all; what is not finite becomes null."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def score_table(report: dict[str, Any]) -> str:

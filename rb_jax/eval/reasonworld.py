@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from rb_jax.data.reasonworld import CATEGORIES, Example
+from rb_jax.models.pixels import psnr
 
 PSNR_CAP = 60.0  # dB; reported for identical pixels, and where there is nothing to compare
 _Z95 = 1.959964
@@ -50,8 +51,8 @@ def score_edit(example: Example, edited: np.ndarray) -> EditScore:
     return EditScore(
         aligned=nearest == "right",
         nearest=nearest,
-        edited_psnr=_psnr(_mse(edited, example.target, example.mask)),
-        preservation_psnr=_psnr(_mse(edited, example.source, ~example.mask)),
+        edited_psnr=min(PSNR_CAP, psnr(_mse(edited, example.target, example.mask))),
+        preservation_psnr=min(PSNR_CAP, psnr(_mse(edited, example.source, ~example.mask))),
     )
 
 
@@ -111,7 +112,3 @@ def _mse(
         return 0.0
     difference = a[where].astype(np.float64) - b[where]
     return float(np.mean(difference**2)) / 255.0**2
-
-
-def _psnr(mse: float) -> float:
-    return PSNR_CAP if mse <= 0 else min(PSNR_CAP, -10 * math.log10(mse))

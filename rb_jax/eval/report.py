@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rb_jax.eval.curves import Curve, line_chart
-from rb_jax.eval.grids import CATEGORY_COLORS, GridRow, category_color
-from rb_jax.eval.report_parts import (
+from rb_jax.report.curves import Curve, line_chart
+from rb_jax.report.grids import CATEGORY_COLORS, GridRow, category_color
+from rb_jax.report.html import (
     DASH,
     STYLE,
     chip,

@@ -15,11 +15,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rb_jax.checkpoint.stored import load_weights
 from rb_jax.editor import Editor
-from rb_jax.encoders.vae import to_float
-from rb_jax.eval.evaluate import evaluate, open_world, score_table, write_evaluation, write_json
+from rb_jax.eval.evaluate import evaluate, open_world, score_table, write_evaluation
+from rb_jax.files import to_json, write_text
+from rb_jax.models.pixels import psnr, to_float
 from rb_jax.train.metrics import read_lines
-from rb_jax.train.weights import load_weights, save_weights
+from rb_jax.weights.folder import save_weights
 
 SPLITS = ("test", "test_unseen")
 
@@ -36,17 +38,17 @@ def training_record(workdir: Path) -> dict[str, Any]:
 
 def codec_psnr(folder: Path, count: int) -> dict[str, float]:
     """Mean PSNR of test pictures through the autoencoder, dB."""
-    from rb_jax.train.state import definition, merge
+    from rb_jax.weights.params import definition, merge
 
     config, params = load_weights(folder)
     values = {path: np.asarray(v, np.float32) for path, v in params.items()}
     autoencoder = merge(definition(config)[0], values).autoencoder
-    psnr = []
+    found = []
     for example in open_world("test", count, config.data.image_size):
         picture = to_float(jnp.asarray(example.source[None]))
         error = np.asarray(autoencoder.decode(autoencoder.encode(picture))) - picture
-        psnr.append(10 * np.log10(4.0 / float(np.mean(error**2))))
-    return {"count": count, "psnr": float(np.mean(psnr)), "psnr_lowest": float(np.min(psnr))}
+        found.append(psnr(float(np.mean(error**2)), 2.0))
+    return {"count": count, "psnr": float(np.mean(found)), "psnr_lowest": float(np.min(found))}
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
             card[split] = report
             write_evaluation(arguments.workdir / split, report, edits)
             print(f"{split}\n{score_table(report)}", flush=True)
-    write_json(arguments.out / "card.json", card)
+    write_text(arguments.out / "card.json", to_json(card))
 
 
 if __name__ == "__main__":

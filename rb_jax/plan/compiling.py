@@ -21,44 +21,21 @@ from typing import Any
 
 from rb_jax.errors import InputError
 from rb_jax.plan import bundles, hlo, timing, work
+from rb_jax.plan.analysis import GIB, Analysis, show
 from rb_jax.plan.collectives import Layout
 from rb_jax.plan.topologies import Topology, parse
 
-GIB = 2**30
 HLO, FACTS = "optimized.hlo", "facts.json"
 # XLA spends a sixth of compiling in the allocator; threads that keep more freed blocks need less.
 ALLOCATOR = "glibc.malloc.tcache_count=4000"
 
 
-@dataclasses.dataclass
-class Analysis:
-    """What the compiler says of one step; per chip unless named total. JSON: ``to_json``."""
+class CompileError(InputError):
+    """The compiler refused. ``log`` is all that it said."""
 
-    topology: str
-    slices: int
-    chips: int
-    mesh: dict[str, int]
-    hbm_peak_gib: float  # of one device
-    hbm_limit_gib: float
-    argument_gib: float
-    output_gib: float
-    alias_gib: float
-    temp_gib: float
-    executed_tflop: float
-    executed_tflop_total: float
-    hbm_traffic_gib: float
-    collectives: list[dict[str, Any]]
-    ops: list[dict[str, Any]]
-    predicted_step_s: float
-    compute_s: float
-    exposed_s: float
-    lower_s: float
-    compile_s: float
-    rss_gib: float
-    assumptions: list[str]
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1)
+    def __init__(self, message: str, log: str = ""):
+        super().__init__(message)
+        self.log = log
 
 
 def analyse(
@@ -201,27 +178,33 @@ def _run_child(
         except subprocess.TimeoutExpired as error:
             child.kill()
             child.wait()
-            raise InputError(f"compiling for {target.name} took over {timeout:.0f} s") from error
+            raise CompileError(f"compiling for {target.name} took over {timeout:.0f} s") from error
         output.seek(0)
         log = output.read()
     (folder / "log.txt").write_text(log, encoding="utf-8")
     if child.returncode or not (folder / FACTS).exists():
-        raise InputError(f"compiling for {target.name}: {_reason(log, child.returncode)}")
+        reason, ours = _reason(log, child.returncode)
+        text = f"compiling for {target.name}: {reason}"
+        raise InputError(text) if ours else CompileError(text, log)
 
 
-def _reason(log: str, status: int) -> str:
-    """The line of a failed child's output that says why."""
+def _reason(log: str, status: int) -> tuple[str, bool]:
+    """The line of a failed child's output that says why, and whether we refused, not the compiler.
+
+    The compiler's is cut to a length that can be read.
+    """
     noise = ("TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE")  # libtpu looks for its own machine
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     lines = [line for line in lines if not any(word in line for word in noise)]
     for line in lines:
         if line.startswith("rb_jax: "):
-            return line.removeprefix("rb_jax: ")
+            return line.removeprefix("rb_jax: "), True
     for mark in ("Unknown command line flag", "RESOURCE_EXHAUSTED", "Error:", "F0000", "error:"):
         for line in reversed(lines):
             if mark in line:
-                return line[-400:]
-    return f"the child ended with status {status}: {lines[-1][-300:] if lines else 'no output'}"
+                return line[line.index(mark) :][:400], False
+    last = lines[-1][-300:] if lines else "no output"
+    return f"the child ended with status {status}: {last}", False
 
 
 @contextmanager
@@ -238,8 +221,6 @@ def _lock(needed: bool) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m rb_jax.plan.compiling package.module:build v5p:2x2x1 --kwargs={...}``."""
-    from rb_jax.plan.report import show
-
     parser = argparse.ArgumentParser(prog="rb_jax.plan.compiling", description=main.__doc__)
     parser.add_argument("build", help="package.module:function(devices, **kwargs) -> Lowered")
     parser.add_argument("topology")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rb_jax.eval.curves import Curve, line_chart
-from rb_jax.eval.report_parts import STYLE, section, text
 from rb_jax.plan.planner import COLUMNS, Row, traffic
+from rb_jax.report.curves import Curve, line_chart
+from rb_jax.report.html import STYLE, section, text
 
 COLORS = ("var(--blue)", "var(--orange)", "var(--good)", "var(--bad)", "var(--soft)")
 

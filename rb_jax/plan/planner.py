@@ -19,7 +19,8 @@ from jax.sharding import AbstractMesh
 from rb_jax.config import Config, MeshConfig, RematConfig
 from rb_jax.errors import InputError
 from rb_jax.plan import program
-from rb_jax.plan.compiling import Analysis, analyse
+from rb_jax.plan.analysis import Analysis
+from rb_jax.plan.compiling import CompileError, analyse
 from rb_jax.plan.topologies import Topology, parse
 from rb_jax.sharding.mesh import abstract_mesh, check_batch_size, check_heads, mesh_shape
 from rb_jax.sharding.rules import bytes_per_device, param_shardings, state_shardings
@@ -169,14 +170,19 @@ def plan(
     batch_per_chip: int = 0,
     save: str | Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    take: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """A row for each topology, in the order of ``names``; raises InputError as ``target`` does."""
+    """A row for each topology, in the order of ``names``; raises InputError as ``target`` does.
+
+    ``take`` gets each row as soon as it is done.
+    """
     targets = [target(config, name, slices, batch_per_chip) for name in names]
     rows = []
     for one in targets:
         say(f"{one.topology.name}: compiling for {one.topology.chips} chips")
         folder = Path(save) / one.topology.name.replace(":", "-") if save else None
         rows.append(compile_row(one, what, folder))
+        take(rows[-1])
     return rows
 
 
@@ -191,12 +197,12 @@ def compile_row(one: Target, what: str = "train", folder: Path | None = None) ->
     kwargs = {"config": dataclasses.asdict(one.config), "program": what}
     try:
         found = analyse(BUILD, one.topology, kwargs=kwargs, save=folder)
-    except InputError as error:
-        needed = _needed(str(error))
+    except CompileError as error:
+        needed = memory_needed(error.log)
         if needed is None:
-            raise
-        per_chip = one.topology.chip.devices
-        row.hbm_peak_gib = needed * per_chip
+            row.note = f"not compiled: {error}"
+            return row
+        row.hbm_peak_gib = needed * one.topology.chip.devices
         row.note = f"{needed - one.limit / GIB:.1f} GiB over a device's memory{_advice(one, what)}"
         return row
     return _filled(row, found, one)
@@ -249,12 +255,18 @@ def _filled(row: Row, found: Analysis, one: Target) -> Row:
     )
 
 
-def _needed(message: str) -> float | None:
-    """GiB that the compiler says a device would need; None if it complains of something else."""
-    found = re.search(r"Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm", message)
-    if not found:
-        return None
-    return float(found[1]) * {"G": 1.0, "M": 2**-10, "K": 2**-20}[found[2]]
+def memory_needed(log: str) -> float | None:
+    """GiB that the compiler says a device would need; None if it complains of something else.
+
+    Either of the whole program ("Used 33.0G of 31.25G hbm") or of one part that is too large
+    already ("temporaries 41.39G exceed 31.25G"). The largest figure counts.
+    """
+    size = r"([\d.]+) ?([KMG])i?B?"
+    found = re.findall(rf"Used {size} of [\d.]+[KMG]i?B? hbm", log)
+    if not found and re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory|OOM", log):
+        found = re.findall(rf"{size}\)? exceeds? ", log)
+    scale = {"G": 1.0, "M": 2**-10, "K": 2**-20}
+    return max((float(number) * scale[unit] for number, unit in found), default=None)
 
 
 def to_json(rows: Sequence[Row]) -> str:

@@ -10,21 +10,14 @@ from typing import Any
 import jax
 
 from rb_jax.config import Config, from_config_dict
-from rb_jax.data.synthetic import batch_shapes
+from rb_jax.data.pipeline.synthetic import batch_shapes
 from rb_jax.sharding.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from rb_jax.sharding.rules import param_shardings
 from rb_jax.train import step
 from rb_jax.train.flops import count_flops
 from rb_jax.train.optimizer import make_optimizer
-from rb_jax.train.state import (
-    Params,
-    abstract_state,
-    cast_params,
-    definition,
-    layout_of,
-    merge,
-    trainable_paths,
-)
+from rb_jax.train.state import abstract_state, layout_of, trainable_paths
+from rb_jax.weights.params import Params, cast_params, definition, merge
 
 PROGRAMS = ("train", "sample")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rb_jax.config import MLLMConfig
 from rb_jax.errors import InputError
 from rb_jax.port.table import LINEAR, Porter, Table, Tensors, rule, stacked
-from rb_jax.tensor_writer import TensorSpec, write_tensors
+from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
 PREFIX = "base_model.model.model.language_model.layers.{}."
 TARGETS = r".*language_model.*\.(q|k|v|o)_proj"  # not the vision tower's projections

@@ -13,11 +13,14 @@ import numpy as np
 from flax import nnx
 
 from rb_jax.config import Config, from_config_dict
+from rb_jax.errors import InputError
+from rb_jax.files import check_new_folder, new_folder
 from rb_jax.port.component import STEM, TOKENIZER, Component, open_component
 from rb_jax.port.table import raise_problems
-from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors
-from rb_jax.train.state import build, definition, fast_compile, flatten
-from rb_jax.train.weights import write_config
+from rb_jax.train.state import trainable_paths
+from rb_jax.weights.folder import write_config
+from rb_jax.weights.params import build, definition, fast_compile, flatten
+from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
 # Values that a part's files fix only for itself: in the whole model the configuration decides.
 OWN = {"mllm": ("image_tokens", "lora_rank"), "mmdit": ("source", "in_width")}
@@ -34,14 +37,21 @@ class Assembled:
 
 
 def assemble(
-    config: Config, folders: Sequence[str | Path], out: str | Path, *, progress: bool = False
+    config: Config,
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    allow_random_frozen: bool = False,
+    progress: bool = False,
 ) -> Assembled:
     """Writes a weights folder of the model of ``config`` with the parts' sizes and tensors.
 
     What no part has is freshly initialised from config.train.seed. The input layer of a FLUX that
     knows no source picture is widened with zeros, which leaves its output as it was. Raises
-    InputError when parts contradict each other or the configuration, listing all.
+    InputError when parts contradict each other or the configuration, listing all, and, unless
+    ``allow_random_frozen``, when a stage would be random and never trained.
     """
+    check_new_folder(Path(out))
     components = [open_component(Path(folder)) for folder in folders]
     config = merged_config(config, components)
     shapes = definition(config)[1]
@@ -55,7 +65,10 @@ def assemble(
                 f"{path} of {component.folder} has shape {have}, the model needs {want}"
             )
     raise_problems(problems, "the parts do not fit together")
-    fresh = _fresh(config, [path for path in shapes if path not in origin])
+    absent = [path for path in shapes if path not in origin]
+    if not allow_random_frozen:
+        refuse_random_frozen(config, absent, shapes)
+    fresh = _fresh(config, absent)
     specs = [
         TensorSpec(path, origin[path].files[path].dtype, tuple(shape.shape))
         if path in origin
@@ -83,6 +96,19 @@ def assemble(
     unused = [p for c in components for p in c.paths if origin.get(p) is not c]
     parts = {folder: sorted(stages) for folder, stages in used.items()}
     return Assembled(config, parts, sorted({path.split("/")[0] for path in fresh}), unused)
+
+
+def refuse_random_frozen(config: Config, fresh: Sequence[str], shapes: Mapping[str, Any]) -> None:
+    """InputError for stages that no part has weights for and that training will not change."""
+    trained = trainable_paths(config, shapes)
+    stages = sorted({path.split("/")[0] for path in fresh} - {p.split("/")[0] for p in trained})
+    stages += sorted({p.split("/")[0] for p in fresh if p not in trained} - set(stages))
+    if stages:
+        raise InputError(
+            f"no part has weights for {', '.join(stages)}, which the configuration freezes: they "
+            "would stay random. Import them (rb-jax import) and name them in --parts, or train "
+            "them (config.train.trainable, config.train.frozen); --allow_random_frozen is for tests"
+        )
 
 
 def merged_config(config: Config, components: Sequence[Component]) -> Config:

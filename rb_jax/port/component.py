@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rb_jax.config import ModelConfig, checks, from_values
+from rb_jax.config import ConfigError, ModelConfig, from_values
 from rb_jax.errors import InputError
 from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Family, Layout, Names, Part, read_json
 from rb_jax.port.table import EXTRAS
-from rb_jax.tensor_files import CheckedFiles, TensorFiles
+from rb_jax.weights.safetensors.reader import CheckedFiles, TensorFiles
 
 CONFIG, STEM = "config.json", "model"
 TOKENIZER = "tokenizer.json"
 # No size of any model comes near; what is computed with smaller ones stays harmless.
 LARGEST = 2**24
-MAY_BE_ZERO = (*checks.MAY_BE_ZERO, "image_tokens")
-ANY_SIGN = ("feature_layer", "shift_factor")
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,17 @@ def checked_values(values: Any, where: str) -> dict[str, dict[str, Any]]:
     for group, given in values.items():
         if not isinstance(given, dict) or not isinstance(defaults.get(group), dict):
             raise InputError(f"{where}: config.model.{group}: no such group")
-        whole = from_values(ModelConfig, defaults | {group: defaults[group] | given}, "model.")
+        try:
+            whole = from_values(ModelConfig, defaults | {group: defaults[group] | given}, "model.")
+        except ConfigError as error:
+            raise InputError(f"{where}: {error}") from None
         checked[group] = {key: getattr(getattr(whole, group), key) for key in given}
         for key, value in checked[group].items():
-            if not _possible(key, value):
+            if any(abs(v) >= LARGEST for v in _numbers(value)):
                 raise InputError(f"{where}: config.model.{group}.{key} cannot be {value!r}")
     return checked
 
 
-def _possible(key: str, value: Any) -> bool:
-    """Whether every number in a value is one that a model can have."""
+def _numbers(value: Any) -> list[int | float]:
     values = value if isinstance(value, tuple) else (value,)
-    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    if key in ANY_SIGN:
-        return all(-LARGEST < v < LARGEST for v in numbers)
-    return all(0 < v < LARGEST or (v == 0 and key.endswith(MAY_BE_ZERO)) for v in numbers)
+    return [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

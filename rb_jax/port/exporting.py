@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from rb_jax.checkpoint.stored import load_weights
 from rb_jax.config import Config
-from rb_jax.data.text import Tokenizer
+from rb_jax.data.inputs.text import Tokenizer
 from rb_jax.errors import InputError
+from rb_jax.files import check_new_folder, new_folder
 from rb_jax.port import adapter
 from rb_jax.port.component import CONFIG, TOKENIZER, Component, is_component, open_component
 from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Family, Layout, Names, Part, porter
 from rb_jax.port.table import EXTRAS, Porter, Tensors, raise_problems
-from rb_jax.tensor_files import CheckedFiles
-from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors
-from rb_jax.train.weights import has_weights, load_weights, open_weights
+from rb_jax.weights.folder import has_weights, open_weights, resolve
+from rb_jax.weights.safetensors.reader import CheckedFiles
+from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
 FORMATS = ("diffusers", "bfl", "hf", "peft", "official", "torch")
 # The layouts that a format means, a family each.
@@ -79,7 +81,8 @@ def export_checkpoint(
     Raises InputError when the format does not exist for this checkpoint or cannot express its
     sizes, listing all reasons; ``out`` then is untouched.
     """
-    folder = Path(checkpoint)
+    check_new_folder(Path(out))
+    folder = resolve(checkpoint)
     if is_component(folder):
         component = open_component(folder)
         with new_folder(Path(out)) as new:

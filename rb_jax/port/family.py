@@ -16,7 +16,7 @@ from flax import nnx
 from rb_jax.config import ModelConfig
 from rb_jax.errors import InputError
 from rb_jax.port.table import Porter, Shape, Table
-from rb_jax.tensor_files import TensorFiles
+from rb_jax.weights.safetensors.reader import TensorFiles
 
 Names = Mapping[
     str, str

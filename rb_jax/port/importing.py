@@ -12,11 +12,12 @@ import ml_dtypes
 import numpy as np
 
 from rb_jax.errors import InputError
+from rb_jax.files import check_new_folder, new_folder
 from rb_jax.port.component import CONFIG, STEM, TOKENIZER, checked_values, describe
 from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Family, Layout, Names, Part, Source, open_source, porter
 from rb_jax.port.table import EXTRAS, Porter, grouped, raise_problems
-from rb_jax.tensor_writer import TensorSpec, new_folder, write_tensors
+from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
 DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in
           ("float32", "float16", "bfloat16")}  # fmt: skip
@@ -44,6 +45,7 @@ def import_checkpoint(
     ``allow_rounding``. ``settings`` ("frce.heads=8") are values of config.model that the files do
     not tell. Raises InputError listing everything that does not fit; ``out`` then is untouched.
     """
+    check_new_folder(Path(out))
     refuse_pipeline(Path(source))
     opened = open_source(source, allow_pickle)
     found, layout, names = detect(opened, family)

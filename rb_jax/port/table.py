@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from rb_jax.errors import InputError
-from rb_jax.tensor_writer import transpose_last
+from rb_jax.port.transposition import transpose_last
 
 Shape = tuple[int, ...]
 EXTRAS = "extras/"  # our paths of tensors that are only carried along
@@ -152,7 +152,7 @@ class Tensor(Protocol):
 
 @runtime_checkable
 class Tensors(Protocol):
-    """Named tensors that are read one at a time (rb_jax.tensor_files.TensorFiles)."""
+    """Named tensors that are read one at a time (rb_jax.weights.safetensors.reader.TensorFiles)."""
 
     def __iter__(self) -> Iterator[str]: ...
     def __contains__(self, name: object, /) -> bool: ...

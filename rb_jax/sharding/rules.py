@@ -116,7 +116,7 @@ def constrain_params(params: Params) -> Params:
     }
 
 
-# Modules whose parameters have a leading axis of layers (rb_jax.layers.stack).
+# Modules whose parameters have a leading axis of layers (rb_jax.models.layers.stack).
 STACKED = ("**/layers/**", "**/blocks/**", "**/*_blocks/**", "**/*_layers/**", "**/*_mlps/**")
 
 

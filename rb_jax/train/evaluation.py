@@ -13,14 +13,17 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 
 from rb_jax.config import Config
+from rb_jax.data.inputs.images import save_image
+from rb_jax.models.pixels import to_uint8
+from rb_jax.models.types import AnyBatch, Batch, FeatureBatch
+from rb_jax.runtime.processes import is_primary
 from rb_jax.sharding.mesh import compiler_options, process_rows, replicated, shard_batch
-from rb_jax.sharding.processes import is_primary
 from rb_jax.train import feed
-from rb_jax.train.metrics import RunLog, Window, image_grid, save_png, to_uint8
-from rb_jax.train.state import TrainState, cast_params, definition, merge_partial
+from rb_jax.train.initial import encoder_weights
+from rb_jax.train.metrics import RunLog, Window, image_grid
+from rb_jax.train.state import TrainState
 from rb_jax.train.step import eval_step, sample_step, shapes
-from rb_jax.train.weights import encoder_weights
-from rb_jax.types import AnyBatch, Batch, FeatureBatch
+from rb_jax.weights.params import cast_params, definition, merge_partial
 
 VAL_BATCHES = 4
 Decode = Callable[[Float[np.ndarray, "B H W C"]], UInt8[np.ndarray, "B Y X 3"]]
@@ -87,7 +90,9 @@ class Evaluator:
         if picture is not None:
             log.image("edits", step, picture)
             if is_primary():
-                save_png(workdir / "samples" / f"step_{step}.png", picture)
+                folder = workdir / "samples"
+                folder.mkdir(exist_ok=True)
+                save_image(folder / f"step_{step}.png", picture)
         return True
 
     def picture(

@@ -13,16 +13,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
+from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.config import Config, ConfigError
-from rb_jax.data import loader, prepared, synthetic
-from rb_jax.data.features import FeatureCache, read_manifest, weights_hash
+from rb_jax.data.cache import prepared
+from rb_jax.data.cache.features import FeatureCache, read_manifest, weights_hash
+from rb_jax.data.pipeline import loader, synthetic
 from rb_jax.errors import InputError
+from rb_jax.models.types import AnyBatch
+from rb_jax.runtime.processes import primary_first, to_host
 from rb_jax.sharding.mesh import process_rows
-from rb_jax.sharding.processes import primary_first, to_host
-from rb_jax.train import checkpoint
-from rb_jax.train.state import TrainState, merge_partial
-from rb_jax.train.weights import encoder_weights
-from rb_jax.types import AnyBatch
+from rb_jax.train.initial import encoder_weights
+from rb_jax.train.state import TrainState
+from rb_jax.weights.params import merge_partial
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1

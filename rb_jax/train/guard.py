@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rb_jax.train.exits import EXIT_DIVERGED, RunError
+from rb_jax.runtime.exits import EXIT_DIVERGED, RunError
 
 
 class Guard:

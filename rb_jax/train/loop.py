@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -17,8 +16,14 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.config import Config, differing_keys
 from rb_jax.errors import InputError, refuse_url
+from rb_jax.files import to_json, write_text
+from rb_jax.runtime.exits import EXIT_IO, STATUS, RunError, Signals, installed
+from rb_jax.runtime.processes import from_primary, is_primary, say, wait_for_all
+from rb_jax.runtime.signals import SAVE_FAILED, StopRequest
+from rb_jax.runtime.watchdog import LONG, Watchdog
 from rb_jax.sharding.mesh import (
     check_batch_size,
     check_heads,
@@ -27,29 +32,25 @@ from rb_jax.sharding.mesh import (
     replicated,
     shard_batch,
 )
-from rb_jax.sharding.processes import from_primary, is_primary, say, wait_for_all
 from rb_jax.sharding.rules import param_shardings
-from rb_jax.train import checkpoint, feed
+from rb_jax.train import feed
 from rb_jax.train.evaluation import Evaluator
-from rb_jax.train.exits import EXIT_IO, STATUS, RunError, Signals, installed
 from rb_jax.train.guard import Guard
+from rb_jax.train.initial import initial_weights, whole_model
 from rb_jax.train.metrics import Clock, RunLog, Window, peak_flops
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.profiler import Profiler
-from rb_jax.train.signals import SAVE_FAILED, StopRequest
 from rb_jax.train.state import (
-    Params,
     TrainState,
     abstract_state,
-    definition,
     ema_params,
     init_state,
     layout_of,
     parameter_report,
 )
 from rb_jax.train.step import model_flops, shapes, train_step
-from rb_jax.train.watchdog import LONG, Watchdog
-from rb_jax.train.weights import initial_weights, save_weights, whole_model
+from rb_jax.weights.folder import save_weights
+from rb_jax.weights.params import Params, definition
 
 # What may change between two commands on one workdir; everything else would make the checkpoint
 # lie about how it was made.
@@ -117,8 +118,7 @@ def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) ->
         say(f"{workdir}: already finished, {step} steps; raise train.steps to train on")
         return 0
     if is_primary():
-        text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-        (workdir / "config.json").write_text(text, encoding="utf-8")
+        write_text(workdir / "config.json", to_json(dataclasses.asdict(config)))
     evaluates = saved.get("evaluates", False)
     log = stack.enter_context(closing(RunLog(workdir, step, evaluates, settings.wandb)))
     guard = Guard(settings.max_skipped, int(state.skipped), saved.get("skipped_in_a_row", 0))

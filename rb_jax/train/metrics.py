@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorboardX
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 
+from rb_jax.files import write_text
+from rb_jax.runtime.processes import is_primary
 from rb_jax.sharding.chips import device_flops
-from rb_jax.sharding.processes import is_primary
 from rb_jax.train.wandb_board import WandbBoard
 
 LINES = "metrics.jsonl"
@@ -158,9 +158,8 @@ class RunLog:
         kept = [row for row in read_lines(workdir) if row["step"] <= step]
         if evaluates:
             kept = [row for row in kept if (row["step"], row["kind"]) != (step, "val")]
-        partial = path.with_name(f".{LINES}")  # a kill must not cut the old lines short
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(path)
+        # Whole or not at all: a kill must not cut the old lines short.
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.path, self.file = path, path.open("a", encoding="utf-8")
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
@@ -213,13 +212,3 @@ def image_grid(
     pad = ((0, 0), (gap, gap), (gap, gap), (0, 0))
     framed = [np.pad(column, pad, constant_values=255) for column in columns]
     return np.concatenate([np.concatenate(list(column)) for column in framed], axis=1)
-
-
-def to_uint8(images: Float[np.ndarray, "B Y X 3"]) -> UInt8[np.ndarray, "B Y X 3"]:
-    """[-1, 1] -> [0, 255]."""
-    return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def save_png(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike
 from rb_jax.config import Config, ConfigError, OptimizerConfig
 from rb_jax.paths import matches
 from rb_jax.sharding.rules import first_axis
-from rb_jax.train.state import Params
+from rb_jax.weights.params import Params
 
 Rate = Callable[[ArrayLike], Array]
 # Last names of the parameters that multiply activations. Names rather than ranks decide, because

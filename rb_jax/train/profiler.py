@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from rb_jax.config import ProfileConfig
-from rb_jax.config.checks import step_range
+from rb_jax.config.schema import step_range
 
 FOLDER = "profile"
 

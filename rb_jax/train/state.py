@@ -8,32 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rb_jax.config import Config, ConfigError
-from rb_jax.errors import InputError
-from rb_jax.paths import join, matches, split
+from rb_jax.models.types import ENCODERS, record
+from rb_jax.paths import matches
 from rb_jax.sharding.mesh import AnyMesh
 from rb_jax.sharding.rules import state_shardings
-from rb_jax.types import ENCODERS, record
-
-Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
-
-# config.train.task -> (module, class). Each has loss(batch, rng).
-MODELS = {
-    "edit": ("rb_jax.reasonbrain", "ReasonBrain"),
-    "mmdit": ("rb_jax.mmdit.trainer", "MMDiTTrainer"),
-    "autoencoder": ("rb_jax.encoders.vae", "AutoencoderTrainer"),
-}
+from rb_jax.weights.params import (
+    Params,
+    build,
+    cast_params,
+    check_weights,
+    definition,
+    fast_compile,
+    flatten,
+)
 
 
 @record
@@ -45,40 +42,6 @@ class TrainState:
     frozen: Params  # never changed, in the model's compute dtype
     opt_state: optax.OptState
     ema: Params  # running average of ``params``, float32; empty with config.train.ema_decay 0
-
-
-def build(config: Config, rngs: nnx.Rngs) -> Any:
-    """The module that ``config.train.task`` trains, freshly initialised."""
-    module, name = MODELS[config.train.task]
-    return getattr(importlib.import_module(module), name)(config, rngs)
-
-
-def definition(config: Config) -> tuple[nnx.GraphDef, Params, set[str]]:
-    """The model without arrays: graph, shape of every variable, which are parameters."""
-    graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
-    flat = {join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
-    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in flat.items()}
-    return graphdef, shapes, {path for path, v in flat.items() if isinstance(v, nnx.Param)}
-
-
-def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
-    """The module of ``graphdef`` holding the arrays of ``params``; inverse of ``flatten``."""
-    leaves = [(split(path), value) for path, value in params.items()]
-    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
-
-
-def merge_partial(graphdef: nnx.GraphDef, params: Params, shapes: Mapping[str, Any]) -> Any:
-    """The module with some of its arrays, for the methods that need no others (these are zeros).
-
-    ``shapes`` are those of all. Inside a program what is not used is not computed.
-    """
-    zeros = {p: jnp.zeros(x.shape, x.dtype) for p, x in shapes.items() if p not in params}
-    return merge(graphdef, zeros | params)
-
-
-def flatten(model: nnx.Module) -> Params:
-    """Every variable of a module by its "/"-joined path."""
-    return {join(p): v.get_value() for p, v in nnx.to_flat_state(nnx.state(model))}
 
 
 def init_state(
@@ -102,15 +65,6 @@ def init_state(
     options = fast_compile({d.platform for d in devices})
     jitted = jax.jit(create, out_shardings=layout, compiler_options=options)
     return jitted(jax.random.key(config.train.seed), weights)
-
-
-def fast_compile(platforms: set[str] | None = None) -> dict[str, Any] | None:
-    """Compiler options for hundreds of small random kernels that run once.
-
-    On a CPU, optimising them takes a minute. ``platforms`` None means JAX's default devices.
-    """
-    platforms = {d.platform for d in jax.devices()} if platforms is None else platforms
-    return {"xla_backend_optimization_level": 0} if platforms == {"cpu"} else None
 
 
 def abstract_state(
@@ -174,20 +128,6 @@ def trainable_paths(config: Config, paths: Iterable[str]) -> set[str]:
     return trainable
 
 
-def check_weights(found: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> None:
-    """Raises InputError listing the missing, unexpected and differently shaped paths."""
-    problems = [f"missing {path}" for path in sorted(set(expected) - set(found))]
-    problems += [f"unexpected {path}" for path in sorted(set(found) - set(expected))]
-    for path in sorted(set(found) & set(expected)):
-        have, want = tuple(np.shape(found[path])), tuple(expected[path].shape)
-        if have != want:
-            problems.append(f"{path} has shape {have}, the model needs {want}")
-    if problems:
-        more = [f"and {len(problems) - 8} more"] if problems[8:] else []
-        shown = "; ".join(problems[:8] + more)
-        raise InputError(f"{where or 'weights'} do not fit the model: {shown}")
-
-
 def parameter_report(state: TrainState) -> str:
     """A table of trainable and frozen parameter counts and of bytes, a row for each stage."""
     rows: dict[str, list[float]] = {}
@@ -205,11 +145,6 @@ def parameter_report(state: TrainState) -> str:
     return "\n".join(lines)
 
 
-def cast_params(config: Config, params: Params) -> Params:
-    """Floating arrays in the model's compute dtype; gradients pass through the cast."""
-    return {path: _cast(value, jnp.dtype(config.model.dtype)) for path, value in params.items()}
-
-
 def ema_params(state: TrainState) -> Params:
     """All the model's arrays, the trainable ones as their running average if there is one."""
     return dict(state.params) | state.ema | state.frozen
@@ -217,7 +152,3 @@ def ema_params(state: TrainState) -> Params:
 
 def replace(state: TrainState, **changes: Any) -> TrainState:
     return dataclasses.replace(state, **changes)
-
-
-def _cast(value: Array, dtype: np.dtype) -> Array:
-    return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value

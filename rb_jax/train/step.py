@@ -14,21 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rb_jax.config import Config, RematConfig
+from rb_jax.models.types import AnyBatch, Batch, FeatureBatch
 from rb_jax.sharding.activations import constrain
 from rb_jax.sharding.rules import constrain_params, is_vector
 from rb_jax.train.flops import count_flops
 from rb_jax.train.optimizer import make_schedule
-from rb_jax.train.state import (
-    Params,
-    TrainState,
-    cast_params,
-    definition,
-    ema_params,
-    merge,
-    replace,
-    trainable_paths,
-)
-from rb_jax.types import AnyBatch, Batch, FeatureBatch
+from rb_jax.train.state import TrainState, ema_params, replace, trainable_paths
+from rb_jax.weights.params import Params, cast_params, definition, merge
 
 Metrics = dict[str, Array]
 NORM_DECAY = 0.98  # of the running average of the gradient's norm

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rb_jax.data.records import EditRecord
-from rb_jax.data.shards import Records
+from rb_jax.data.formats.records import EditRecord
+from rb_jax.data.formats.shards import Records
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 

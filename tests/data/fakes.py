@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from rb_jax.config import Config, DataConfig
-from rb_jax.data.reason50k import write_dataset
-from rb_jax.data.schema import CATEGORIES, EditExample
+from rb_jax.data.formats.reason50k import write_dataset
+from rb_jax.data.formats.schema import CATEGORIES, EditExample
 
 SIZE = 32
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rb_jax.eval.curves import Curve, line_chart, smooth, ticks
-from rb_jax.eval.grids import GridRow
 from rb_jax.eval.reasonworld import EditScore, summarize
 from rb_jax.eval.report import ReportData, StageParameters, render_report, write_report
+from rb_jax.report.curves import Curve, line_chart, smooth, ticks
+from rb_jax.report.grids import GridRow
 
 VOID = {"meta", "img", "path", "circle", "br"}
 

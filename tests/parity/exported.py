@@ -14,7 +14,7 @@ from rb_jax.config import Config
 from rb_jax.port.exporting import Arrays, export_checkpoint
 from rb_jax.port.families.reasonbrain import FAMILY
 from rb_jax.port.family import Part, porter
-from rb_jax.train.weights import save_weights
+from rb_jax.weights.folder import save_weights
 
 
 def export(folder: Path, params: Mapping[str, Any], config: Config) -> Path:

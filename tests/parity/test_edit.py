@@ -17,6 +17,7 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import CLIPTextModel, LlavaForConditionalGeneration  # noqa: E402
 
 from rb_jax import editor  # noqa: E402
+from rb_jax.checkpoint import stored  # noqa: E402
 from rb_jax.errors import InputError  # noqa: E402
 from rb_jax.port import assemble, exporting  # noqa: E402
 from rb_jax.port.component import open_component  # noqa: E402
@@ -24,8 +25,8 @@ from rb_jax.port.parity import compare, whole  # noqa: E402
 from rb_jax.port.parity.pair import tensor  # noqa: E402
 from rb_jax.port.parity.report import MIN_PSNR, TOLERANCE  # noqa: E402
 from rb_jax.port.torch import ReasonBrainTorch, sampling  # noqa: E402
-from rb_jax.tensor_files import TensorFiles  # noqa: E402
-from rb_jax.train import weights  # noqa: E402
+from rb_jax.weights import folder as weights  # noqa: E402
+from rb_jax.weights.safetensors.reader import TensorFiles  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.parity import check, stock  # noqa: E402
 
@@ -75,7 +76,7 @@ def assembled(parts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(assembled, tmp_path_factory):
     """The assembled model with a LoRA that does something, as after some training."""
-    config, params = weights.load_weights(assembled)
+    config, params = stored.load_weights(assembled)
     for i, path in enumerate(sorted(p for p in params if p.endswith("lora_b"))):
         params[path] = 0.2 * tiny.normal(*params[path].shape, seed=i)
     out = tmp_path_factory.mktemp("trained") / "model"
@@ -167,7 +168,7 @@ def test_old_words_stay(parts, assembled, tmp_path):
 
 def test_widened_input_layer(parts, assembled):
     """A source in every token says nothing at first: the output is the base model's."""
-    config, params = weights.load_weights(assembled)
+    config, params = stored.load_weights(assembled)
     conditioning = tiny.conditioning(2, 7, config)
     z_t, t = (
         tiny.normal(*conditioning.source_latent.shape, seed=5),
@@ -194,7 +195,7 @@ def test_adapter(trained, tmp_path):
     """Stock PEFT over a stock LLaVA says what our LoRA says."""
     for name in ("hf", "peft"):
         exporting.export_checkpoint(trained, name, tmp_path / name)
-    config, params = weights.load_weights(trained)
+    config, params = stored.load_weights(trained)
     x, mask = tiny.normal(2, 7, 48), np.arange(7) < np.array([[7], [4]])
     model = tiny.jit(lambda model, *args: model.mllm.language_model(*args), config)
     ours = np.asarray(model(params, x, mask)) * mask[..., None]

@@ -15,8 +15,8 @@ from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Part, Source, porter
 from rb_jax.port.importing import detect, fit
 from rb_jax.port.table import Porter
-from rb_jax.tensor_files import TensorFiles
-from rb_jax.tensor_header import TensorInfo
+from rb_jax.weights.safetensors.header import TensorInfo
+from rb_jax.weights.safetensors.reader import TensorFiles
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -13,7 +13,7 @@ from transformers import SamModel  # noqa: E402
 from rb_jax.errors import InputError  # noqa: E402
 from rb_jax.port.exporting import export_checkpoint  # noqa: E402
 from rb_jax.port.parity import compare  # noqa: E402
-from rb_jax.port.parity.report import measure, measured, psnr  # noqa: E402
+from rb_jax.port.parity.report import measure, measured, picture_psnr  # noqa: E402
 from tests.parity import check, stock  # noqa: E402
 
 EXPECTED = """
@@ -40,16 +40,16 @@ def test_nothing_undefined_passes():
     assert not any(measure("", *pair).passed for pair in [(nan, nan), (nan, one), (one, nan)])
     assert not any(measure("", *pair).passed for pair in [(inf, inf), (one, inf), (one, 0 * one)])
     assert measure("", 0 * one, 0 * one).passed
-    assert not measured({"V": (one, one)}, psnr(nan, nan)).passed
+    assert not measured({"V": (one, one)}, picture_psnr(nan, nan)).passed
     with pytest.raises(ValueError, match=r"V: our shape is \(1,\), PyTorch's \(\)"):
         measure("V", one, 1.0)
 
 
 def test_psnr():
     grey = np.zeros((1, 2, 2, 3))
-    assert psnr(grey, grey) == np.inf
-    assert psnr(grey, grey + 0.02) == pytest.approx(40)
-    assert psnr(grey + 9, grey + 0.98) == pytest.approx(40)  # a pixel cannot be brighter than 1
+    assert picture_psnr(grey, grey) == np.inf
+    assert picture_psnr(grey, grey + 0.02) == pytest.approx(40)
+    assert picture_psnr(grey + 9, grey + 0.98) == pytest.approx(40)  # 1 is white
 
 
 def test_sam(tmp_path):

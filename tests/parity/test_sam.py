@@ -13,15 +13,15 @@ from PIL import Image
 from skimage import data
 
 from rb_jax.config import SAMConfig
-from rb_jax.encoders.sam import SAM, Prompts
-from rb_jax.encoders.sam.automatic import AutomaticMaskSettings, automatic_masks
-from rb_jax.encoders.sam.pixels import (
+from rb_jax.models.encoders.sam import SAM, Prompts
+from rb_jax.models.encoders.sam.automatic import AutomaticMaskSettings, automatic_masks
+from rb_jax.models.encoders.sam.pixels import (
     fitted_size,
     preprocess,
     preprocess_picture,
     upscale_matrices,
 )
-from rb_jax.train.state import merge
+from rb_jax.weights.params import merge
 from tests import tiny
 from tests.parity.sam_weights import convert, our_path
 

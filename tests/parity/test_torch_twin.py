@@ -18,13 +18,13 @@ for library in ("torch", "transformers", "diffusers", "peft"):
 import torch  # noqa: E402
 
 from rb_jax import editor  # noqa: E402
-from rb_jax.cme import CME  # noqa: E402
 from rb_jax.config import Config  # noqa: E402
-from rb_jax.encoders.clip import preprocess  # noqa: E402
-from rb_jax.frce import FRCE  # noqa: E402
+from rb_jax.models.cme import CME  # noqa: E402
+from rb_jax.models.encoders.clip import preprocess  # noqa: E402
+from rb_jax.models.frce import FRCE  # noqa: E402
+from rb_jax.models.qformer import QFormer  # noqa: E402
+from rb_jax.models.reasonbrain import ReasonBrain  # noqa: E402
 from rb_jax.port.torch import ReasonBrainTorch, encoders, modules, records  # noqa: E402
-from rb_jax.qformer import QFormer  # noqa: E402
-from rb_jax.reasonbrain import ReasonBrain  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.parity import exported  # noqa: E402
 

@@ -5,7 +5,7 @@ import pytest
 
 from rb_jax.errors import InputError
 from rb_jax.plan import bundles, compiling
-from rb_jax.plan.report import show
+from rb_jax.plan.analysis import show
 from rb_jax.sharding.chips import CHIPS
 
 needs_libtpu = pytest.mark.skipif(

@@ -10,16 +10,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rb_jax import editor as editor_module
+from rb_jax.checkpoint.stored import load_weights
 from rb_jax.cli import main
-from rb_jax.data.text import Tokenizer
+from rb_jax.data.inputs.text import Tokenizer
 from rb_jax.errors import InputError
 from rb_jax.port import assemble as assemble_module
 from rb_jax.port.assemble import assemble, merged_config
 from rb_jax.port.component import open_component
 from rb_jax.port.importing import import_checkpoint
-from rb_jax.tensor_files import TensorFiles, verify
-from rb_jax.train import loop, state, weights
-from rb_jax.train.weights import load_weights
+from rb_jax.train import loop, state
+from rb_jax.weights import folder as weights
+from rb_jax.weights.safetensors.reader import TensorFiles, verify
 from tests import tiny
 from tests.port import cases, whole
 

@@ -16,8 +16,8 @@ from rb_jax.port.families import FAMILIES
 from rb_jax.port.families.reasonbrain import PREFIXES
 from rb_jax.port.family import porter
 from rb_jax.port.importing import import_checkpoint
-from rb_jax.tensor_files import TensorFiles
-from rb_jax.tensor_writer import TensorSpec, write_tensors
+from rb_jax.weights.safetensors.reader import TensorFiles
+from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 from tests import tiny
 from tests.port import whole
 from tests.port.cases import (

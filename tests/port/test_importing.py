@@ -12,7 +12,7 @@ from rb_jax.errors import InputError
 from rb_jax.port.component import open_component
 from rb_jax.port.exporting import export_checkpoint
 from rb_jax.port.importing import import_checkpoint
-from rb_jax.tensor_files import TensorFiles, verify
+from rb_jax.weights.safetensors.reader import TensorFiles, verify
 from tests.port.cases import CASES, DTYPES, config_of, content, source, tensors, write
 
 pytestmark = pytest.mark.usefixtures("cached_porters")

@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rb_jax import tensor_writer
 from rb_jax.errors import InputError
 from rb_jax.port import table as tables
+from rb_jax.port import transposition
 from rb_jax.port.exporting import Arrays
 from rb_jax.port.table import EXTRAS, LINEAR, Porter, Rule, Table, grouped, rule, stacked
 from tests.port.cases import BFLOAT16, FLOAT16, FLOAT32, random_bits
@@ -115,7 +115,7 @@ def test_a_porter_serves_several_models():
 
 def test_large_matrices_are_transposed_alike(monkeypatch):
     expected = {path: x.tobytes() for path, x in ours(source()).items()}
-    monkeypatch.setattr(tensor_writer, "SMALL", 0)
+    monkeypatch.setattr(transposition, "SMALL", 0)
     assert {path: x.tobytes() for path, x in ours(source()).items()} == expected
 
 

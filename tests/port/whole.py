@@ -7,7 +7,7 @@ from pathlib import Path
 from rb_jax.config import Config
 from rb_jax.port.exporting import export_checkpoint
 from rb_jax.port.importing import import_checkpoint
-from rb_jax.train.weights import save_weights
+from rb_jax.weights.folder import save_weights
 from tests import tiny
 
 # FLUX's MLP is four times as wide; BFL's autoencoder file fixes groups, scale and shift.

@@ -16,17 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.config import Config, MeshConfig
-from rb_jax.data import synthetic
-from rb_jax.layers import attention as attention_layer
-from rb_jax.layers import heads, splash
-from rb_jax.layers.attention import attention
+from rb_jax.data.pipeline import synthetic
+from rb_jax.models.layers import attention as attention_layer
+from rb_jax.models.layers import qk_norm_rope as heads
+from rb_jax.models.layers import splash
+from rb_jax.models.layers.attention import attention
 from rb_jax.sharding.mesh import make_mesh, replicated, shard_batch
 from rb_jax.sharding.rules import param_shardings, state_shardings
-from rb_jax.train import checkpoint
 from rb_jax.train.optimizer import make_optimizer
-from rb_jax.train.state import TrainState, cast_params, init_state, merge
+from rb_jax.train.state import TrainState, init_state
 from rb_jax.train.step import train_step
+from rb_jax.weights.params import cast_params, merge
 from tests import tiny
 
 MESHES = [

@@ -26,6 +26,7 @@ from rb_jax.sharding.mesh import (
 from rb_jax.train import state as S
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.step import train_step
+from rb_jax.weights import params
 from tests import tiny
 from tests.train import fake
 
@@ -41,9 +42,9 @@ MESHES = [
 
 def losses(mesh_config: MeshConfig, steps: int = 3) -> list[float]:
     """Losses of a few steps of the fake model on all devices of this process."""
-    S.MODELS = {"edit": (fake.__name__, "FakeBrain")}
+    params.MODELS = fake.MODELS
     config, mesh = dataclasses.replace(fake.config(), mesh=mesh_config), make_mesh(mesh_config)
-    tx, graphdef = make_optimizer(config), S.definition(config)[0]
+    tx, graphdef = make_optimizer(config), params.definition(config)[0]
     found = []
     with jax.set_mesh(mesh):
         state = S.init_state(config, tx, mesh=mesh)

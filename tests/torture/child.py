@@ -21,15 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from rb_jax import entry
-from rb_jax.data import loader
-from rb_jax.train import feed, loop, state
+from rb_jax import cli
+from rb_jax.checkpoint.stored import load_arrays, state_hash
+from rb_jax.data.pipeline import loader
+from rb_jax.train import feed, loop
 from rb_jax.train.metrics import is_timing, read_lines
-from rb_jax.train.stored import load_arrays, state_hash
+from rb_jax.weights import params
 from tests import quick
+from tests.train import fake
 
 __all__ = ["loader", "loop"]  # imported for the children
-MODELS = {"edit": ("tests.train.fake", "FakeBrain")}
 CONFIG = """
 from rb_jax.config import to_config_dict
 from tests.train import fake
@@ -61,11 +62,11 @@ def start(
         os.dup2(log, 2)
         jax.config.update("jax_platforms", "cpu")
         os.environ["XLA_FLAGS"] = f"{quick.FLAGS} --xla_force_host_platform_device_count={devices}"
-        state.MODELS = MODELS
+        params.MODELS = fake.MODELS
         record_samples(workdir)
         command = ["train", f"--config={config}", f"--workdir={workdir}", *flags]
         sys.argv = ["rb-jax", *command]
-        code = entry.main()
+        code = cli.main()
     except BaseException:
         traceback.print_exc()
     finally:

@@ -8,8 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from rb_jax.train import checkpoint, manifest
-from rb_jax.train.exits import EXIT_IO
+from rb_jax.checkpoint import hashes
+from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.runtime.exits import EXIT_IO
 from tests.torture import child
 from tests.torture.stops import Peace
 
@@ -23,7 +24,7 @@ def damage(peace: Peace, flips: int, cuts: int, seed: int) -> dict:
     folder = folder / str(checkpoint.steps(folder)[-1])
     if checkpoint.problems(folder):
         raise RuntimeError(f"{folder} is damaged before anything was done to it")
-    names = [manifest.NAME, *manifest.files(folder)]
+    names = [hashes.NAME, *hashes.files(folder)]
     silent = []
 
     def attempt(name: str, content: bytes | None, what: str) -> None:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from rb_jax.train import checkpoint
-from rb_jax.train.exits import EXIT_PREEMPTED
+from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.runtime.exits import EXIT_PREEMPTED
 from rb_jax.train.metrics import read_lines
 from tests.torture import child
 

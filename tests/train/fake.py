@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rb_jax.config import Config
-from rb_jax.flow.training import row_keys
-from rb_jax.train import state
+from rb_jax.models.flow.training import row_keys
+from rb_jax.weights import params
 
 
 class Pixels(nnx.Module):
@@ -66,11 +66,13 @@ class Trainer(nnx.Module):
         self.autoencoder = Pixels(rngs)
 
 
+# In the place of rb_jax.weights.params.MODELS.
+MODELS = {"edit": FakeBrain, "mmdit": FakeFlow, "autoencoder": Trainer}
+
+
 def use(monkeypatch):
-    """Lets the training code find this model where it looks for the real one."""
-    names = {"edit": "FakeBrain", "mmdit": "FakeFlow", "autoencoder": "Trainer"}
-    models = {task: (__name__, name) for task, name in names.items()}
-    monkeypatch.setattr(state, "MODELS", models)
+    """Lets the training code find these models where it looks for the real ones."""
+    monkeypatch.setattr(params, "MODELS", MODELS)
 
 
 def config(**train) -> Config:

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rb_jax.data import loader
+from rb_jax.data.pipeline import loader
 from rb_jax.train import loop
 from rb_jax.train.metrics import read_lines
-from rb_jax.train.state import merge
+from rb_jax.weights.params import merge
 from tests import tiny
-from tests.data.test_buckets import SHAPES, SIZES, make
+from tests.data.pipeline.test_buckets import SHAPES, SIZES, make
 from tests.train import fake
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rb_jax.layers.attention import attention
+from rb_jax.models.layers.attention import attention
 from rb_jax.train.flops import count_flops
 from tests import tiny
 

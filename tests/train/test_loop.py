@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rb_jax.checkpoint import stored
+from rb_jax.checkpoint.stored import load_weights
 from rb_jax.config import ConfigError, ProfileConfig
 from rb_jax.errors import InputError
-from rb_jax.train import loop, stored
+from rb_jax.train import loop
 from rb_jax.train.metrics import is_timing, read_lines
-from rb_jax.train.weights import load_weights
 from tests.train import fake
 
 

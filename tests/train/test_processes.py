@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rb_jax.sharding import distributed, processes
+from rb_jax.checkpoint.stored import load_weights
+from rb_jax.runtime import distributed, processes
 from rb_jax.train.metrics import read_lines
-from rb_jax.train.weights import load_weights
 from tests.train import fake
 
 ROOT = Path(__file__).parents[2]

@@ -13,6 +13,7 @@ from rb_jax.errors import InputError
 from rb_jax.train import state as S
 from rb_jax.train.optimizer import decayed, make_optimizer, make_schedule
 from rb_jax.train.step import train_step
+from rb_jax.weights.params import merge
 from tests import tiny
 from tests.train import fake
 
@@ -147,7 +148,7 @@ def test_gradient_reaches_every_trainable_parameter_of_the_real_model():
     frozen = {path: x for path, x in values.items() if path not in trainable}
 
     def loss(params, batch):
-        return S.merge(graphdef, params | frozen).loss(batch, jax.random.key(1))[0]
+        return merge(graphdef, params | frozen).loss(batch, jax.random.key(1))[0]
 
     fast_to_compile = {"xla_backend_optimization_level": 0}
     gradient = jax.jit(jax.grad(loss), compiler_options=fast_to_compile)

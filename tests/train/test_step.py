@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from configs import reason50k_flux
-from rb_jax.data import synthetic
-from rb_jax.train import checkpoint
+from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.data.pipeline import synthetic
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import ema_params, init_state, trainable_paths
 from rb_jax.train.step import train_step

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rb_jax.checkpoint import hashes, stored
+from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.errors import InputError
-from rb_jax.train import checkpoint, loop, manifest, stored
-from rb_jax.train.exits import EXIT_DIVERGED, EXIT_HUNG, EXIT_IO, EXIT_PREEMPTED, RunError
+from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_HUNG, EXIT_IO, EXIT_PREEMPTED, RunError
+from rb_jax.train import loop
 from rb_jax.train.guard import Guard
 from rb_jax.train.metrics import RunLog, read_lines
 from rb_jax.train.optimizer import make_optimizer
@@ -89,20 +91,20 @@ def test_newest_and_permanent_checkpoints_stay(tmp_path, made):
     assert checkpoint.steps(folder) == [5, 10, 11, 13]
     assert sorted(p.name for p in (folder / "13").iterdir()) == [
         "manifest.sha256", "metadata.json", "state"]  # fmt: skip
-    lines = (folder / "13" / manifest.NAME).read_text().splitlines()
-    assert len(lines) == len(manifest.files(folder / "13"))
+    lines = (folder / "13" / hashes.NAME).read_text().splitlines()
+    assert len(lines) == len(hashes.files(folder / "13"))
 
 
 def test_manifest_is_what_sha256sum_checks(tmp_path, made):
     folder = save(tmp_path, made, [1]) / "1"
-    command = ["sha256sum", "--strict", "-c", manifest.NAME]
+    command = ["sha256sum", "--strict", "-c", hashes.NAME]
     assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
 
 
 def test_any_change_of_a_file_is_seen(tmp_path, made):
     folder = save(tmp_path, made, [1]) / "1"
     assert checkpoint.problems(folder) == []
-    for name in [manifest.NAME, *manifest.files(folder)]:
+    for name in [hashes.NAME, *hashes.files(folder)]:
         before = (folder / name).read_bytes()
         for content in (before[:-1], before + b"\n", before[1:], b""):
             (folder / name).write_bytes(content)
@@ -111,7 +113,7 @@ def test_any_change_of_a_file_is_seen(tmp_path, made):
         assert checkpoint.problems(folder), name
         (folder / name).write_bytes(before)
     (folder / "more").touch()
-    assert checkpoint.problems(folder) == [f"more: not in {manifest.NAME}"]
+    assert checkpoint.problems(folder) == [f"more: not in {hashes.NAME}"]
     (folder / "more").unlink()
     folder = folder.rename(folder.with_name("7"))
     assert checkpoint.problems(folder) == ["metadata.json: it is of step 1"]
@@ -120,7 +122,7 @@ def test_any_change_of_a_file_is_seen(tmp_path, made):
 def test_falls_back_to_the_step_before_and_says_so(tmp_path, made, capsys):
     folder = save(tmp_path, made, [3, 6, 9])
     flip(folder / "9" / "metadata.json")
-    (folder / "6" / manifest.NAME).unlink()
+    (folder / "6" / hashes.NAME).unlink()
     with (
         pytest.warns(UserWarning, match="9 is damaged: metadata.json: the SHA-256 is wrong"),
         pytest.warns(UserWarning, match="6 is damaged"),
@@ -180,7 +182,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, made):
 
 def test_a_failed_save_ends_the_run_within_a_step(tmp_path, monkeypatch):
     """The folder cannot take the checkpoint of step 4 once its write has begun."""
-    original, failed, seen = manifest.write, [], []
+    original, failed, seen = hashes.write, [], []
 
     def write(folder):
         if folder.name == "4.saving":
@@ -194,7 +196,7 @@ def test_a_failed_save_ends_the_run_within_a_step(tmp_path, monkeypatch):
         time.sleep(0.05)
         return original(run, batches)
 
-    monkeypatch.setattr(manifest, "write", write)
+    monkeypatch.setattr(hashes, "write", write)
     monkeypatch.setattr(loop, "next_batch", next_batch)
     config = fake.config(steps=90, checkpoint_every=2, eval_every=100, keep_checkpoints=2)
     with pytest.raises(
@@ -261,7 +263,7 @@ def child(code, **options):
 
 WATCHED = """
 import time
-from rb_jax.train.watchdog import Watchdog
+from rb_jax.runtime.watchdog import Watchdog
 dog = Watchdog({seconds})
 dog.allow("step 7")
 time.sleep(0.1)
@@ -284,7 +286,7 @@ def test_watchdog_ends_what_is_stuck_and_nothing_else():
 
 BUSY = """
 import hashlib, sys, time
-from rb_jax.train.exits import installed
+from rb_jax.runtime.exits import installed
 with installed() as signals:
     if {held}:
         signals.hold()
@@ -317,7 +319,7 @@ def test_signals(held, sent, status):
 
 
 def test_stopped_before_anything_is_imported_says_so_by_its_status(tmp_path):
-    code = "import sys, time, rb_jax.entry as e; print('in', file=sys.stderr, flush=True); "
+    code = "import sys, time, rb_jax.__main__ as e; print('in', file=sys.stderr, flush=True); "
     code += (
         f"sys.argv = ['rb-jax', 'train', '--config={tmp_path}/slow.py', '--workdir=w']; e.main()"
     )
@@ -333,9 +335,11 @@ def test_stopped_before_anything_is_imported_says_so_by_its_status(tmp_path):
 
 HUNG_INPUT = """
 import sys, time
-from rb_jax import entry
-from rb_jax.train import feed, state
-state.MODELS = {{"edit": ("tests.train.fake", "FakeBrain")}}
+from rb_jax import cli
+from rb_jax.train import feed
+from rb_jax.weights import params
+from tests.train import fake
+params.MODELS = fake.MODELS
 original = feed.train_batches
 def train_batches(*args):
     for number, batch in enumerate(original(*args)):
@@ -345,7 +349,7 @@ def train_batches(*args):
         yield batch
 feed.train_batches = train_batches
 sys.argv = ["rb-jax", "train", "--config={config}", "--workdir={workdir}"]
-sys.exit(entry.main())
+sys.exit(cli.main())
 """
 
 
@@ -370,10 +374,11 @@ def test_files_that_may_not_grow_leave_the_last_checkpoint(tmp_path):
 import resource, signal, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
-from rb_jax.train import checkpoint, loop, state
-from rb_jax.train.exits import RunError
+from rb_jax.train import loop
+from rb_jax.weights import params
+from rb_jax.runtime.exits import RunError
 from tests.train import fake
-state.MODELS = {{"edit": ("tests.train.fake", "FakeBrain")}}
+params.MODELS = fake.MODELS
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 original = loop.save
 def save(run, state):

@@ -9,7 +9,9 @@ import signal
 import sys
 
 from rb_jax.cli import main
-from rb_jax.train import loop, state
+from rb_jax.train import loop
+from rb_jax.weights import params
+from tests.train import fake
 
 
 def send(name: str, step: int) -> None:
@@ -27,7 +29,7 @@ def send(name: str, step: int) -> None:
 
 if __name__ == "__main__":
     name, step, *flags = sys.argv[1:]
-    state.MODELS = {"edit": ("tests.train.fake", "FakeBrain")}
+    params.MODELS = fake.MODELS
     if name != "none":
         send(name, int(step))
     sys.exit(main(flags))

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rb_jax.data.importers.layout import Layout, Piece, natural, picture_file, relative
-from rb_jax.data.manifests import (
+from rb_jax.data.formats.records import EditRecord
+from rb_jax.data.formats.untrusted import (
     Files,
     as_object,
     checked_caption,
@@ -20,7 +20,7 @@ from rb_jax.data.manifests import (
     checked_text,
     json_items,
 )
-from rb_jax.data.records import EditRecord
+from rb_jax.data.importers.layout import Layout, Piece, natural, picture_file, relative
 from rb_jax.errors import InputError
 
 KINDS = ("generated_img", "video_img", "human_select_img")

@@ -12,9 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rb_jax.data.importers.layout import Layout, Piece, pick, picture_file
-from rb_jax.data.importers.reason50k import line_pieces, line_rows
-from rb_jax.data.manifests import (
+from rb_jax.data.formats.records import EditRecord
+from rb_jax.data.formats.untrusted import (
     Files,
     checked_caption,
     checked_instruction,
@@ -23,7 +22,8 @@ from rb_jax.data.manifests import (
     json_object,
     lines,
 )
-from rb_jax.data.records import EditRecord
+from rb_jax.data.importers.layout import Layout, Piece, pick, picture_file
+from rb_jax.data.importers.reason50k import line_pieces, line_rows
 from rb_jax.errors import InputError
 
 KEYS = {

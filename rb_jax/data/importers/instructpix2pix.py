@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rb_jax.data.formats.records import EditRecord
+from rb_jax.data.formats.untrusted import Files, checked_caption, checked_instruction
 from rb_jax.data.importers import tables
 from rb_jax.data.importers.layout import Layout, relative
-from rb_jax.data.manifests import Files, checked_caption, checked_instruction
-from rb_jax.data.records import EditRecord
 
 COLUMNS = {
     "source_caption": ("original_prompt",),

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rb_jax.data.images import MAX_FILE_BYTES, decode_image
-from rb_jax.data.manifests import Files
-from rb_jax.data.records import EditRecord, check
+from rb_jax.data.formats.records import EditRecord, check
+from rb_jax.data.formats.untrusted import Files
+from rb_jax.data.inputs.images import MAX_FILE_BYTES, decode_image
 from rb_jax.errors import InputError
 
 Row = Any  # whatever an importer reads: a line, a dict of columns, ...

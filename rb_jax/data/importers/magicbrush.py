@@ -8,9 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rb_jax.data.importers import tables
-from rb_jax.data.importers.layout import Layout, Piece, picture_file, relative
-from rb_jax.data.manifests import (
+from rb_jax.data.formats.records import EditRecord
+from rb_jax.data.formats.untrusted import (
     Files,
     as_object,
     checked_caption,
@@ -18,7 +17,8 @@ from rb_jax.data.manifests import (
     checked_text,
     json_items,
 )
-from rb_jax.data.records import EditRecord
+from rb_jax.data.importers import tables
+from rb_jax.data.importers.layout import Layout, Piece, picture_file, relative
 from rb_jax.errors import InputError
 
 COLUMNS = {

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from rb_jax.data.formats.reason50k import parse_record
+from rb_jax.data.formats.records import EditRecord
+from rb_jax.data.formats.untrusted import Files, lines
 from rb_jax.data.importers.layout import Layout, Piece, read_picture
-from rb_jax.data.manifests import Files, lines
-from rb_jax.data.reason50k import parse_record
-from rb_jax.data.records import EditRecord
 from rb_jax.errors import InputError
 
 

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rb_jax.data.formats.records import EditRecord
+from rb_jax.data.formats.untrusted import Files, checked_caption, checked_instruction, lines
 from rb_jax.data.importers.layout import Layout, Piece, listed, natural, picture_file, relative
-from rb_jax.data.manifests import Files, checked_caption, checked_instruction, lines
-from rb_jax.data.records import EditRecord
 from rb_jax.errors import InputError
 
 TEXTS = {

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rb_jax.data.images import MAX_FILE_BYTES
+from rb_jax.data.formats.untrusted import Files, checked_text
 from rb_jax.data.importers.layout import Piece, listed, natural, picture_file, relative
-from rb_jax.data.manifests import Files, checked_text
+from rb_jax.data.inputs.images import MAX_FILE_BYTES
 from rb_jax.errors import InputError
 
 # Rows decoded at a time, and the bytes of a file read at a time for each column.

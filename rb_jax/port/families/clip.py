@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rb_jax.config import CLIPTextConfig, CLIPVisionConfig
-from rb_jax.encoders.clip import CLIPText, CLIPVision
+from rb_jax.models.encoders.clip import CLIPText, CLIPVision
 from rb_jax.port.family import (
     Family,
     Layout,

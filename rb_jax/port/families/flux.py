@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rb_jax.mmdit import MMDiT
+from rb_jax.models.mmdit import MMDiT
 from rb_jax.port.family import (
     Family,
     Layout,

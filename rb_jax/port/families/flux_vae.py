@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rb_jax.encoders.vae import Autoencoder
+from rb_jax.models.encoders.vae import Autoencoder
 from rb_jax.port.family import (
     Family,
     Layout,

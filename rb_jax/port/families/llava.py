@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 
 from rb_jax.config import MLLMConfig
-from rb_jax.encoders.clip import CLIPVision
-from rb_jax.mllm.image_tokens import ImageTokens
-from rb_jax.mllm.llama import Llama
-from rb_jax.mllm.llava import Projector
+from rb_jax.models.encoders.clip import CLIPVision
+from rb_jax.models.mllm.image_tokens import ImageTokens
+from rb_jax.models.mllm.llama import Llama
+from rb_jax.models.mllm.llava import Projector
 from rb_jax.port.families.clip import CARRIED, fill_vision, vision_rules, vision_sizes, write_tower
 from rb_jax.port.family import (
     Family,

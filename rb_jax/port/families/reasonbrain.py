@@ -10,10 +10,12 @@ from typing import Any
 
 from flax import nnx
 
-from rb_jax.cme import CME
 from rb_jax.config import CMEConfig, FRCEConfig, ModelConfig, QFormerConfig
-from rb_jax.encoders.regions import RegionEncoder
-from rb_jax.frce import FRCE
+from rb_jax.models.cme import CME
+from rb_jax.models.encoders.regions import RegionEncoder
+from rb_jax.models.frce import FRCE
+from rb_jax.models.qformer import QFormer
+from rb_jax.models.reasonbrain import ConditionProjections
 from rb_jax.port.family import Family, Layout, Modules, Names, Part, Prefix, Source, need, numbered
 from rb_jax.port.table import (
     ONE_AXIS_MORE,
@@ -27,8 +29,6 @@ from rb_jax.port.table import (
     rule,
     stacked,
 )  # fmt: skip
-from rb_jax.qformer import QFormer
-from rb_jax.reasonbrain import ConditionProjections
 
 HEADS = {"frce": FRCEConfig, "qformer": QFormerConfig, "cme": CMEConfig}
 
@@ -183,7 +183,7 @@ class _Projections(nnx.Module):
 
 
 class _CueProjections(nnx.Module):
-    """The cues' projections of rb_jax.mllm.llava.MLLM."""
+    """The cues' projections of rb_jax.models.mllm.llava.MLLM."""
 
     def __init__(self, model: ModelConfig, rngs: nnx.Rngs):
         self.visual_cue_proj = nnx.Linear(model.frce.width, model.mllm.width, rngs=rngs)

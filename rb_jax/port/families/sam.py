@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rb_jax.config import SAMConfig
-from rb_jax.encoders.sam import SAM
+from rb_jax.models.encoders.sam import SAM
 from rb_jax.port.family import (
     Family,
     Layout,

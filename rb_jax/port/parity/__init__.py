@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rb_jax.checkpoint.stored import load_weights
 from rb_jax.editor import check_seed
 from rb_jax.errors import InputError
 from rb_jax.port.component import is_component, open_component
-from rb_jax.port.parity.report import Report, measured, psnr
-from rb_jax.train.weights import SHIPPED, load_weights, resolve
+from rb_jax.port.parity.report import Report, measured, picture_psnr
+from rb_jax.weights.folder import resolve
 
 
 def compare(checkpoint: str | Path, reference: str | Path, seed: int = 0) -> Report:
@@ -27,7 +28,7 @@ def compare(checkpoint: str | Path, reference: str | Path, seed: int = 0) -> Rep
     import rb_jax.port.torch  # noqa: F401, says what to install
 
     check_seed(seed)
-    folder, reference = resolve(str(checkpoint), SHIPPED["init_from"]), Path(reference)
+    folder, reference = resolve(checkpoint), Path(reference)
     if is_component(folder):
         from rb_jax.port.parity.sides import run_part
 
@@ -38,4 +39,4 @@ def compare(checkpoint: str | Path, reference: str | Path, seed: int = 0) -> Rep
     if config.train.task != "edit":
         raise InputError(f"{checkpoint} holds an autoencoder: import its export, and compare that")
     stages, edits = run_whole(config, params, reference, seed)
-    return measured(stages, psnr(*edits))
+    return measured(stages, picture_psnr(*edits))

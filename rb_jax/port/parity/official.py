@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from rb_jax.errors import InputError
+from rb_jax.models.types import Features, Text
 from rb_jax.port.family import Part
 from rb_jax.port.parity.pair import (
     ROWS,
@@ -25,8 +26,7 @@ from rb_jax.port.parity.pair import (
 )  # fmt: skip
 from rb_jax.port.torch import records
 from rb_jax.port.torch.modules import CME, FRCE, QFormer
-from rb_jax.tensor_files import TensorFiles
-from rb_jax.types import Features, Text
+from rb_jax.weights.safetensors.reader import TensorFiles
 
 PATCHES, REGIONS, OBJECTS, TOKENS = 6, 5, 4, 7
 

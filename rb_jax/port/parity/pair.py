@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import torch
 
+from rb_jax.models.types import Array
 from rb_jax.port.family import Part
 from rb_jax.port.torch.records import Text
-from rb_jax.types import Array
 
 Record = TypeVar("Record")
 
@@ -69,7 +69,7 @@ def tensor(x: Array) -> torch.Tensor:
 
 
 def tensors(record: Any, kind: type[Record]) -> Record:
-    """A record of rb_jax.types as ``kind``, the one of rb_jax.port.torch.records."""
+    """A record of rb_jax.models.types as ``kind``, the one of rb_jax.port.torch.records."""
 
     def field(value: Any) -> Any:
         if hasattr(value, "ids"):

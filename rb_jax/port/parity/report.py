@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from rb_jax.models.pixels import psnr
+
 TOLERANCE = 1e-5  # of the largest value of a stage
 MIN_PSNR = 50.0  # dB between the two edited pictures
 
@@ -85,8 +87,7 @@ def measure(name: str, ours: Any, theirs: Any) -> Stage:
     return Stage(name, absolute, absolute / scale if scale else math.inf)
 
 
-def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
+def picture_psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Of pictures in [-1, 1], in dB; infinite for equal ones, NaN where a value is not finite."""
     a, b = (np.clip(np.asarray(x, np.float64), -1, 1) for x in (ours, theirs))
-    mse = float(np.mean((a - b) ** 2))
-    return math.inf if mse == 0 else 10 * math.log10(4 / mse) if mse > 0 else math.nan
+    return psnr(float(np.mean((a - b) ** 2)), 2.0)

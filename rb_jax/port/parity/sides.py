@@ -20,7 +20,7 @@ from rb_jax.port.parity.pair import Inputs, Ours, Pair
 from rb_jax.port.parity.report import Stages
 from rb_jax.port.parity.stock import STOCK
 from rb_jax.port.table import grouped, raise_problems
-from rb_jax.train.state import merge
+from rb_jax.weights.params import merge
 
 PAIRS: dict[str, Pair] = STOCK | {"reasonbrain": OFFICIAL}
 

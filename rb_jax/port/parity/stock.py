@@ -24,8 +24,9 @@ from transformers import (
     SamModel,
 )
 
-from rb_jax.encoders import vae
-from rb_jax.encoders.sam import Prompts
+from rb_jax.models.encoders import vae
+from rb_jax.models.encoders.sam import Prompts
+from rb_jax.models.types import Conditioning
 from rb_jax.port.family import Part, read_json
 from rb_jax.port.parity.pair import (
     GUIDANCE,
@@ -45,7 +46,6 @@ from rb_jax.port.parity.pair import (
 )  # fmt: skip
 from rb_jax.port.torch import encoders, sampling
 from rb_jax.port.torch.folder import load_stock
-from rb_jax.types import Conditioning
 
 # FLUX: one velocity, at another time and guidance in each row ------------------------------------
 

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from rb_jax.config import Config
-from rb_jax.data.collate import OBJECT_TOKENS
+from rb_jax.data.pipeline.collate import OBJECT_TOKENS
 from rb_jax.errors import InputError
-from rb_jax.flow.training import row_keys
-from rb_jax.frce import no_cues
+from rb_jax.models.flow.training import row_keys
+from rb_jax.models.frce import no_cues
+from rb_jax.models.reasonbrain import ReasonBrain
+from rb_jax.models.types import Array, Batch, Conditioning, Cues, Features, Text
 from rb_jax.port.parity.pair import (
     GUIDANCE,
     ROWS,
@@ -29,10 +31,8 @@ from rb_jax.port.parity.pair import (
 )  # fmt: skip
 from rb_jax.port.parity.report import Stages
 from rb_jax.port.torch import ReasonBrainTorch, records
-from rb_jax.reasonbrain import ReasonBrain
-from rb_jax.train.state import definition, merge
-from rb_jax.train.weights import differing_model_keys
-from rb_jax.types import Array, Batch, Conditioning, Cues, Features, Text
+from rb_jax.weights.folder import differing_model_keys
+from rb_jax.weights.params import definition, merge
 
 
 class Given(NamedTuple):

@@ -80,7 +80,7 @@ def decode_latents(vae: Any, latents: torch.Tensor, config: AutoencoderConfig) -
 
 
 class RegionStem(nn.Module):
-    """A small convolutional map, averaged over the region masks (rb_jax/encoders/regions.py)."""
+    """A small convolutional map, averaged over the region masks, as encoders/regions.py."""
 
     def __init__(self, config: RegionConfig):
         super().__init__()
@@ -110,7 +110,7 @@ def masked_pool(features: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
 def encode_sam(sam: Any, images: torch.Tensor) -> torch.Tensor:
     """The map [B C G G] that a stock SamModel's image encoder makes of uint8 [B S S 3].
 
-    Antialiased bilinear resize and ImageNet's normalisation (rb_jax/encoders/sam/pixels.py).
+    Antialiased bilinear resize and ImageNet's normalisation (rb_jax/models/encoders/sam/pixels.py).
     """
     size = sam.config.vision_config.image_size
     pixels = images.float().permute(0, 3, 1, 2) / 255.0

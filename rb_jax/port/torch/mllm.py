@@ -1,4 +1,4 @@
-"""The stock LLaVA fed with FRCE's cues (rb_jax/mllm/llava.py in torch).
+"""The stock LLaVA fed with FRCE's cues (rb_jax/models/mllm/llava.py in torch).
 
 Sequence (PAPER section 4.1): [ IA(E_I(I)) | R_V | R_T | instruction | IMG_0 .. IMG_I-1 ].
 """

@@ -1,8 +1,8 @@
 """FRCE, QFormer and CME as torch modules; names and shapes of their tensors are the authors'.
 
-The counterparts of rb_jax/frce, rb_jax/qformer.py and rb_jax/cme.py, with the same configuration,
-masks (True where there is content) and switches: a branch that is switched off has no tensors.
-Axis letters as in rb_jax/types.py.
+The counterparts of frce/, qformer.py and cme.py in rb_jax/models, with the same settings, masks
+(True where there is content) and switches: a branch that is switched off has no tensors.
+Axis letters as in rb_jax/models/types.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ReasonBrain (arXiv 2507.01908) in PyTorch: rb_jax/reasonbrain.py's wiring over stock modules.
+"""ReasonBrain (arXiv 2507.01908) in PyTorch: our wiring over stock modules.
 
 FLUX and its autoencoder are diffusers', CLIP and LLaVA transformers', the LoRA PEFT's; only FRCE,
 QFormer, CME and the projections between them are our own. Stages and records have the names they
@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, LlavaForConditionalGeneration, SamModel
 
 from rb_jax.config import Config, ModelConfig
-from rb_jax.data.collate import ArrayCollator
-from rb_jax.data.images import Picture, as_pixels, to_source_size, to_square
-from rb_jax.data.schema import EditExample
+from rb_jax.data.formats.schema import EditExample
+from rb_jax.data.inputs.images import Picture, as_pixels, to_source_size, to_square
+from rb_jax.data.pipeline.collate import ArrayCollator
 from rb_jax.errors import InputError
 from rb_jax.port.torch import encoders, folder, mllm, sampling
 from rb_jax.port.torch.modules import CME, FRCE, QFormer

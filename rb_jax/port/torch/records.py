@@ -1,6 +1,6 @@
-"""The records of rb_jax.types as plain dataclasses of torch tensors, field by field.
+"""The records of rb_jax.models.types as plain dataclasses of torch tensors, field by field.
 
-The axis letters are those of rb_jax/types.py. Masks are boolean and True where there is content.
+Its axis letters are used here. Masks are boolean and True where there is content.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The flow model's inputs and the sampler: rb_jax/mmdit/latents.py and rb_jax/flow/ in torch.
+"""The flow model's inputs and the sampler: models/mmdit/latents.py and models/flow/ in torch.
 
 Latents are [B H W C]; t = 1 is noise and t = 0 is data, velocity is eps - x0.
 """

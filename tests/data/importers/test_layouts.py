@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rb_jax.data.importing import import_dataset
+from rb_jax.data.importers.importing import import_dataset
 from rb_jax.errors import InputError
 from tests.data.edits import every, picture, put
 

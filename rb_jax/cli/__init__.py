@@ -1,0 +1,149 @@
+"""The command line ``rb-jax VERB``: a module a verb, imported when it is asked for.
+
+A verb's module has a docstring, its help; ``define``, which adds its flags; and ``run``, which
+does the work and returns the exit status. Nothing heavy is imported until a verb runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from rb_jax.errors import InputError
+from rb_jax.runtime import exits
+from rb_jax.runtime.exits import RunError
+
+# Words -> module in this folder, and what the verb does.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "the main job once: train a small model, edit, score, write a report"),
+    "train": ("train", "train, or continue what is in a workdir"),
+    "edit": ("edit", "edit one picture"),
+    "evaluate": ("evaluate", "edit and score held-out scenes"),
+    "data reasonworld": ("data_reasonworld", "write ReasonWorld scenes as a data set"),
+    "data import": ("data_import", "convert a data set to shards of records"),
+    "data cache": ("data_cache", "run the frozen encoders once over a data set"),
+    "import": ("import_", "read a PyTorch checkpoint"),
+    "assemble": ("assemble", "put imported parts and new modules together"),
+    "export": ("export", "write a model for PyTorch"),
+    "parity": ("parity", "compare ours and PyTorch's side, stage by stage"),
+    "plan": ("plan", "compile for hardware that is not here: memory, traffic, time"),
+    "completion": ("completion", "print the completion script of a shell"),
+}
+# What has to be installed besides rb_jax itself.
+EXTRAS = {
+    "data import": "Parquet files: [data]",
+    "import": ".pt files: [torch]",
+    "parity": "[torch]",
+    "plan": "[plan] for TPUs, [plan-gpu] for GPUs",
+}
+HELP = ("help", "--help", "-h", "-help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; 0 when done, 2 with one line on stderr for bad input, 130 after ctrl-C.
+
+    ``train`` has more (docs/reliability.md).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    with ExitStack() as stack:
+        # Ahead of the slow imports: a training that is stopped before it begins says so.
+        takeover = exits.installed if words[:1] == ["train"] else exits.interruptible
+        stack.enter_context(takeover())
+        status = _main(words)
+    if argv is None and status in exits.STATUS.values():
+        exits.leave(status)
+    return status
+
+
+def _main(words: list[str]) -> int:
+    try:
+        if not words or words == ["--version"] or words[0] in HELP:
+            return _without_a_verb(words)
+        verb, rest = find(words)
+        if not verb:
+            print(usage(f"{words[0]} "))
+            return 0
+        from rb_jax.cli.flags import Flags
+
+        module = importlib.import_module(f"rb_jax.cli.{VERBS[verb][0]}")
+        flags = Flags(verb, rest, module.__doc__ or "")
+        module.define(flags)
+        return module.run(flags) if flags.parse() else 0
+    except InputError as error:
+        return _fail(str(error))
+    except RunError as error:
+        return _fail(str(error), error.status)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes it at its end)
+        return 1
+
+
+def _without_a_verb(words: list[str]) -> int:
+    if words == ["--version"]:
+        print(f"rb_jax {version()}")
+        return 0
+    if len(words) > 1:  # rb-jax help VERB
+        return _main([*words[1:], "--help"])
+    print(usage())
+    return 0 if words else 2
+
+
+def find(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb that words begin with, and the rest; "" for a group of verbs asked for its help.
+
+    Raises InputError, with the nearest verb, for none.
+    """
+    for count in (2, 1):
+        if (verb := " ".join(words[:count])) in VERBS:
+            return verb, list(words[count:])
+    inside = [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]
+    if inside and (len(words) > 1 and words[1] in HELP):
+        return "", []
+    choices = inside or list(VERBS)
+    said = " ".join(words[:2]) if inside else words[0]
+    close = difflib.get_close_matches(said, choices, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    what = (
+        f"{words[0]} needs one of its verbs"
+        if len(words) < 2 and inside
+        else f"no such verb: {said}"
+    )
+    raise InputError(f"{what}; {hint}there are {', '.join(choices)}")
+
+
+def usage(prefix: str = "") -> str:
+    """The verbs, those that begin with ``prefix``, in a line each."""
+    lines = ["rb-jax: edit a picture by reasoning about a hypothesis (ReasonBrain in JAX)", ""]
+    for verb, (_, text) in VERBS.items():
+        if verb.startswith(prefix):
+            extra = f"  ({EXTRAS[verb]})" if verb in EXTRAS else ""
+            lines.append(f"  rb-jax {verb:<18}{text}{extra}")
+    lines += [
+        "",
+        "rb-jax VERB --help explains a verb and lists its flags. Words in brackets are extras to",
+        "install: pip install '.[data]'. rb-jax --version says which version this is.",
+    ]
+    return "\n".join(lines)
+
+
+def version() -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("rb_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "(run from a source folder, not installed)"
+
+
+def _fail(message: str, status: int = 2) -> int:
+    try:
+        print(f"rb-jax: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    except OSError:  # it goes to a full disk; the status must come through all the same
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end)
+    return status

@@ -1,0 +1,34 @@
+"""Edits and scores held-out ReasonWorld scenes; writes scores.json, grid.png and every edit.
+
+rb-jax evaluate --checkpoint=runs/mine --split=test --count=256 --out=runs/mine/test
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rb_jax.cli.flags import Flags
+
+
+def define(flags: Flags) -> None:
+    flags.string("checkpoint", "Weights folder, training workdir, or 'shipped'.", "shipped")
+    flags.choice("data", ["reasonworld"], "Data set.", "reasonworld")
+    flags.string("split", "train, val, test or test_unseen.", "test")
+    flags.integer("count", "Pictures to edit.", 256)
+    flags.string("out", "Folder for scores.json, grid.png and the edits.", required=True)
+    flags.sampling()
+
+
+def run(flags: Flags) -> int:
+    from rb_jax.editor import Editor
+    from rb_jax.eval.evaluate import check_choice, evaluate, score_table, write_evaluation
+    from rb_jax.files import check_writable
+
+    check_writable(Path(flags.out))
+    check_choice(flags.split, flags.count)
+    editor = Editor.from_pretrained(flags.checkpoint)
+    report, edits = evaluate(editor, flags.split, flags.count, **flags.sampled())
+    write_evaluation(flags.out, report, edits)
+    print(score_table(report))
+    print(f"{flags.out}/scores.json, {flags.out}/grid.png")
+    return 0

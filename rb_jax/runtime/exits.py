@@ -1,0 +1,151 @@
+"""How a training process ends: its exit status, and what SIGTERM and ctrl-C do at any moment.
+
+No import of JAX at the top: the command line installs the handlers before anything that takes time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Of sysexits.h, where it has a name for it; docs/reliability.md says what a launcher does on each.
+EXIT_HUNG = 69  # EX_UNAVAILABLE: a step took longer than train.step_timeout; start again
+EXIT_DIVERGED = 70  # EX_SOFTWARE: values are not finite; starting again would repeat it
+EXIT_IO = 74  # EX_IOERR: a checkpoint or the log could not be written
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped before the end, worth starting again
+STATUS: dict[int, int] = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: 130}
+
+
+class RunError(Exception):
+    """The run cannot go on; what it saved is intact. One line, and the exit status."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Signals:
+    """SIGTERM and SIGINT, also seen by a thread, since the main one may be inside a compiler.
+
+    While nothing would be lost, which is how it starts, the first signal ends the process at once
+    with its status. Between ``hold`` and ``release`` it is only kept in ``received``, for the loop
+    to save and leave; the second one ends the process.
+    """
+
+    def __init__(self):
+        self.received = 0
+        self._seen = 0  # by the thread
+        self._held = False
+        self._lock = threading.Lock()
+
+    def hold(self) -> None:
+        """From here on there is something to lose."""
+        with self._lock:
+            self._held = True
+
+    def release(self) -> None:
+        """All there is has been saved."""
+        with self._lock:
+            self._held = False
+
+    def handle(self, number: int, frame: object = None) -> None:
+        self.received = number
+
+    def watch(self, pipe: int) -> None:
+        """The thread: reads the numbers that the interpreter's own handler writes to the pipe."""
+        while numbers := os.read(pipe, 64):
+            for number in numbers:
+                if number in STATUS:
+                    self._see(number)
+        os.close(pipe)
+
+    def _see(self, number: int) -> None:
+        with self._lock:
+            self._seen += 1
+            if self._held and self._seen == 1:
+                self.received = number
+                return
+        text = f"rb-jax: stopped by {signal.Signals(number).name}; nothing was left to save\n"
+        again = f"rb-jax: stopped by a second {signal.Signals(number).name}, without saving\n"
+        os.write(2, (again if self._seen > 1 else text).encode())
+        os._exit(STATUS[number])
+
+
+@contextmanager
+def interruptible(grace: float = 5.0) -> Iterator[None]:
+    """Lets ctrl-C end a body even while the main thread is inside a compiler.
+
+    The first one raises KeyboardInterrupt as ever, which cleans up. If the main thread has not come
+    to that within ``grace`` seconds, or at the second one, the process ends at once with 130.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def end() -> None:
+        if over.is_set():
+            return
+        os.write(2, b"rb-jax: interrupted\n")
+        os._exit(STATUS[signal.SIGINT])
+
+    def watch() -> None:
+        seen = 0
+        while numbers := os.read(read, 64):
+            for number in numbers:
+                if number == signal.SIGINT:
+                    seen += 1
+                    if seen > 1:
+                        end()
+                    timer = threading.Timer(grace, end)
+                    timer.daemon = True
+                    timer.start()
+        os.close(read)
+
+    over = threading.Event()
+    threading.Thread(target=watch, name="interrupts", daemon=True).start()
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+        over.set()
+        os.close(write)  # ends the thread
+
+
+def leave(status: int) -> None:
+    """Ends the process without waiting for threads, some of which may hang in a file system.
+
+    With several processes it returns: those part in good order.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or jax.process_count() == 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+@contextmanager
+def installed() -> Iterator[Signals]:
+    """Takes over SIGTERM and SIGINT for the body; outside of the main thread it cannot."""
+    signals = Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    threading.Thread(target=signals.watch, args=(read,), name="signals", daemon=True).start()
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, signals.handle) for number in STATUS}
+    try:
+        yield signals
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+        os.close(write)  # ends the thread

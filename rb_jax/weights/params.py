@@ -1,0 +1,97 @@
+"""A model's parameters outside of the model: flat dicts, path -> array.
+
+"mmdit/double_blocks/img/attn/qkv/kernel" and the like; the same names are used by the
+configuration's patterns, the checkpoints and the weight files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from rb_jax.config import Config
+from rb_jax.errors import InputError
+from rb_jax.models.encoders.vae import AutoencoderTrainer
+from rb_jax.models.mmdit.trainer import MMDiTTrainer
+from rb_jax.models.reasonbrain import ReasonBrain
+from rb_jax.paths import join, split
+
+Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
+
+# config.train.task -> the module that it trains. Each has loss(batch, rng).
+MODELS: dict[str, Callable[[Config, nnx.Rngs], Any]] = {
+    "edit": ReasonBrain,
+    "mmdit": MMDiTTrainer,
+    "autoencoder": AutoencoderTrainer,
+}
+
+
+def build(config: Config, rngs: nnx.Rngs) -> Any:
+    """The module that ``config.train.task`` trains, freshly initialised."""
+    return MODELS[config.train.task](config, rngs)
+
+
+def definition(config: Config) -> tuple[nnx.GraphDef, Params, set[str]]:
+    """The model without arrays: graph, shape of every variable, which are parameters."""
+    graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
+    flat = {join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
+    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in flat.items()}
+    return graphdef, shapes, {path for path, v in flat.items() if isinstance(v, nnx.Param)}
+
+
+def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
+    """The module of ``graphdef`` holding the arrays of ``params``; inverse of ``flatten``."""
+    leaves = [(split(path), value) for path, value in params.items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def merge_partial(graphdef: nnx.GraphDef, params: Params, shapes: Mapping[str, Any]) -> Any:
+    """The module with some of its arrays, for the methods that need no others (these are zeros).
+
+    ``shapes`` are those of all. Inside a program what is not used is not computed.
+    """
+    zeros = {p: jnp.zeros(x.shape, x.dtype) for p, x in shapes.items() if p not in params}
+    return merge(graphdef, zeros | params)
+
+
+def flatten(model: nnx.Module) -> Params:
+    """Every variable of a module by its "/"-joined path."""
+    return {join(p): v.get_value() for p, v in nnx.to_flat_state(nnx.state(model))}
+
+
+def cast_params(config: Config, params: Params) -> Params:
+    """Floating arrays in the model's compute dtype; gradients pass through the cast."""
+    return {path: _cast(value, jnp.dtype(config.model.dtype)) for path, value in params.items()}
+
+
+def _cast(value: Array, dtype: np.dtype) -> Array:
+    return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def check_weights(found: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> None:
+    """Raises InputError listing the missing, unexpected and differently shaped paths."""
+    problems = [f"missing {path}" for path in sorted(set(expected) - set(found))]
+    problems += [f"unexpected {path}" for path in sorted(set(found) - set(expected))]
+    for path in sorted(set(found) & set(expected)):
+        have, want = tuple(np.shape(found[path])), tuple(expected[path].shape)
+        if have != want:
+            problems.append(f"{path} has shape {have}, the model needs {want}")
+    if problems:
+        more = [f"and {len(problems) - 8} more"] if problems[8:] else []
+        shown = "; ".join(problems[:8] + more)
+        raise InputError(f"{where or 'weights'} do not fit the model: {shown}")
+
+
+def fast_compile(platforms: set[str] | None = None) -> dict[str, Any] | None:
+    """Compiler options for hundreds of small random kernels that run once.
+
+    On a CPU, optimising them takes a minute. ``platforms`` None means JAX's default devices.
+    """
+    platforms = {d.platform for d in jax.devices()} if platforms is None else platforms
+    return {"xla_backend_optimization_level": 0} if platforms == {"cpu"} else None
