@@ -321,7 +321,6 @@ from rb_jax import cli
 cli.VERBS["wait"] = ("edit", "")
 from rb_jax.cli import edit
 def run(flags):
-    import ctypes
     print("busy", flush=True)
     BUSY
 edit.run = run
