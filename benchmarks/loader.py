@@ -62,8 +62,11 @@ SIZES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loader",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas")
     parser.add_argument("--workers", default="1,2", help="threads or processes, with commas")
@@ -104,11 +107,19 @@ def measure_jpeg(size: Size, workers: list[int], repeats: int, folder: Path) -> 
             rates = in_turns(sides, size.seconds, repeats)
             what = f"{side} px, {count} worker" + "s" * (count > 1)
             yield {"what": f"{what}: decode and resize alone", "rate": rates["bare"]}
-            yield {"what": f"{what}: loader", "rate": rates["ours"],
-                   "ratio": rates["ours"] / rates["bare"], "to": "alone"}  # fmt: skip
+            yield {
+                "what": f"{what}: loader",
+                "rate": rates["ours"],
+                "ratio": rates["ours"] / rates["bare"],
+                "to": "alone",
+            }
             for name in list(sides)[2:]:
-                yield {"what": f"{what}: DataLoader, {name}", "rate": rates[name],
-                       "ratio": rates["ours"] / rates[name], "to": "loader to this"}  # fmt: skip
+                yield {
+                    "what": f"{what}: DataLoader, {name}",
+                    "rate": rates[name],
+                    "ratio": rates["ours"] / rates[name],
+                    "to": "loader to this",
+                }
 
 
 def measure_cache(size: Size, workers: list[int], repeats: int, folder: Path) -> Iterator[dict]:
@@ -126,8 +137,12 @@ def measure_cache(size: Size, workers: list[int], repeats: int, folder: Path) ->
         what = f"cache, {count} worker" + "s" * (count > 1)
         yield {"what": what, "rate": rates["cache"]}
         for name in list(sides)[1:]:
-            yield {"what": f"{what}: DataLoader, {name}", "rate": rates[name],
-                   "ratio": rates["cache"] / rates[name], "to": "cache to this"}  # fmt: skip
+            yield {
+                "what": f"{what}: DataLoader, {name}",
+                "rate": rates[name],
+                "ratio": rates["cache"] / rates[name],
+                "to": "cache to this",
+            }
 
 
 def measure_memory(size: Size, workers: list[int], repeats: int, folder: Path) -> Iterator[dict]:
@@ -144,8 +159,11 @@ def measure_memory(size: Size, workers: list[int], repeats: int, folder: Path) -
             now = resident()
             tenth, most = tenth or now, max(most, now)
     yield {"what": f"resident after {size.samples // 10} samples: {tenth >> 20} MiB"}
-    yield {"what": f"most up to {seen} samples: {most >> 20} MiB", "ratio": most / tenth,
-           "to": "after a tenth"}  # fmt: skip
+    yield {
+        "what": f"most up to {seen} samples: {most >> 20} MiB",
+        "ratio": most / tenth,
+        "to": "after a tenth",
+    }
 
 
 Side = Callable[[float], float]  # seconds to measure for -> examples a second
@@ -228,10 +246,15 @@ def write_jpegs(folder: Path, examples: int, side: int, distinct: int) -> None:
     folder.mkdir()
     pictures = [jpeg(seed, side) for seed in range(distinct)]
     records = (
-        EditRecord(f"e{n}", "benchmark", f"What if the lamp fell {n % 7} times?",
-                   pictures[n % distinct], pictures[(n + 1) % distinct])
+        EditRecord(
+            f"e{n}",
+            "benchmark",
+            f"What if the lamp fell {n % 7} times?",
+            pictures[n % distinct],
+            pictures[(n + 1) % distinct],
+        )
         for n in range(examples)
-    )  # fmt: skip
+    )
     path = folder / shards.shard_name("train", 0, 1)
     shards.write_shard(path, path.name, records)
     shard = shards.describe_shard(path, path.name, examples)

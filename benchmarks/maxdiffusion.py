@@ -36,20 +36,36 @@ from rb_jax.plan.compiling import analyse
 
 # base_flux_dev.yml's, of which this step needs no others.
 RULES = (
-    ("batch", ("data", "fsdp")), ("activation_batch", ("data", "fsdp")),
-    ("activation_heads", "tensor"), ("activation_length", "context"),
-    ("activation_kv_length", "context"), ("activation_kv", "tensor"), ("mlp", "tensor"),
-    ("embed", "fsdp"), ("heads", "tensor"),
-)  # fmt: skip
+    ("batch", ("data", "fsdp")),
+    ("activation_batch", ("data", "fsdp")),
+    ("activation_heads", "tensor"),
+    ("activation_length", "context"),
+    ("activation_kv_length", "context"),
+    ("activation_kv", "tensor"),
+    ("mlp", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+)
 BLOCK = 1536  # of every size of the attention's blocks
 # The blocks of their attention do not fit into the compiler's default share of the vector memory.
 FLAGS = ("--xla_tpu_scoped_vmem_limit_kib=65536",)
 # What their modules import and this step never calls.
 UNUSED = (
-    "tensorflow", "aqt", "aqt.jax", "aqt.jax.v2", "aqt.jax.v2.config", "aqt.jax.v2.aqt_tensor",
-    "aqt.jax.v2.flax", "aqt.jax.v2.flax.aqt_flax", "google.cloud", "google.cloud.storage", "qwix",
-    "google_cloud_mldiagnostics", "datasets", "transformers",
-)  # fmt: skip
+    "tensorflow",
+    "aqt",
+    "aqt.jax",
+    "aqt.jax.v2",
+    "aqt.jax.v2.config",
+    "aqt.jax.v2.aqt_tensor",
+    "aqt.jax.v2.flax",
+    "aqt.jax.v2.flax.aqt_flax",
+    "google.cloud",
+    "google.cloud.storage",
+    "qwix",
+    "google_cloud_mldiagnostics",
+    "datasets",
+    "transformers",
+)
 
 
 def build(devices: Sequence[Any], checkout: str, rows: int = 2) -> jax.stages.Lowered:
@@ -62,16 +78,24 @@ def build(devices: Sequence[Any], checkout: str, rows: int = 2) -> jax.stages.Lo
     grid = np.asarray(devices).reshape(1, len(devices), 1, 1)
     mesh = Mesh(grid, ("data", "fsdp", "context", "tensor"))
     model = model_class(
-        guidance_embeds=True, flash_min_seq_length=0, flash_block_sizes=block_sizes, mesh=mesh,
-        dtype=jnp.bfloat16, weights_dtype=jnp.bfloat16, attention_kernel="tokamax_flash",
-        remat_policy="FLUX_OPTIMIZED", use_base2_exp=True,
-    )  # fmt: skip
+        guidance_embeds=True,
+        flash_min_seq_length=0,
+        flash_block_sizes=block_sizes,
+        mesh=mesh,
+        dtype=jnp.bfloat16,
+        weights_dtype=jnp.bfloat16,
+        attention_kernel="tokamax_flash",
+        remat_policy="FLUX_OPTIMIZED",
+        use_base2_exp=True,
+    )
     count = rows * len(devices)
     shapes = {
-        "hidden_states": (count, 4096, 64), "img_ids": (count, 4096, 3),
-        "encoder_hidden_states": (count, 512, 4096), "txt_ids": (count, 512, 3),
+        "hidden_states": (count, 4096, 64),
+        "img_ids": (count, 4096, 3),
+        "encoder_hidden_states": (count, 512, 4096),
+        "txt_ids": (count, 512, 3),
         "pooled_projections": (count, 768),
-    }  # fmt: skip
+    }
     layout = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=layout)
@@ -128,9 +152,15 @@ def _theirs(checkout: str) -> tuple[Any, Any]:
         del sys.modules[name]
         sys.modules.update({name: module} if module else {})
     sizes = (
-        "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv",
-        "block_kv_dkv_compute", "block_q_dq", "block_kv_dq",
-    )  # fmt: skip
+        "block_q",
+        "block_kv",
+        "block_kv_compute",
+        "block_q_dkv",
+        "block_kv_dkv",
+        "block_kv_dkv_compute",
+        "block_q_dq",
+        "block_kv_dq",
+    )
     config = SimpleNamespace(
         attention="tokamax_flash", flash_block_sizes=dict.fromkeys(sizes, BLOCK)
     )
@@ -145,9 +175,10 @@ def _stand_in(name: str) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.maxdiffusion", description=__doc__,
+        prog="python -m benchmarks.maxdiffusion",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--checkout", required=True, help="folder of their repository")
     parser.add_argument(
         "--topology", default="v5p:2x2x1", help="TPU slice, as rb-jax plan names it"

@@ -39,10 +39,17 @@ CLI = [sys.executable, "-m", "rb_jax"]
 def flux_dev(scale: float) -> Part:
     """FLUX.1-dev; ``scale`` below 1 leaves out blocks, not widths."""
     mmdit = {
-        "width": 3072, "heads": 24, "mlp_ratio": 4.0, "context_width": 4096,
-        "axes_dim": (16, 56, 56), "guidance_embed": True, "patch_size": 2, "source": "sequence",
-        "double_blocks": max(1, round(19 * scale)), "single_blocks": max(1, round(38 * scale)),
-    }  # fmt: skip
+        "width": 3072,
+        "heads": 24,
+        "mlp_ratio": 4.0,
+        "context_width": 4096,
+        "axes_dim": (16, 56, 56),
+        "guidance_embed": True,
+        "patch_size": 2,
+        "source": "sequence",
+        "double_blocks": max(1, round(19 * scale)),
+        "single_blocks": max(1, round(38 * scale)),
+    }
     return Part({"mmdit": mmdit, "autoencoder": {"latent_channels": 16}, "text": {"width": 768}})
 
 
@@ -70,9 +77,14 @@ def write_checkpoint(folder: Path, part: Part, specs: list[TensorSpec], noise: n
 
     folder.mkdir()
     write_tensors(
-        folder, "diffusion_pytorch_model", specs, produce,
-        metadata={"format": "pt"}, label="writing", progress=True,
-    )  # fmt: skip
+        folder,
+        "diffusion_pytorch_model",
+        specs,
+        produce,
+        metadata={"format": "pt"},
+        label="writing",
+        progress=True,
+    )
     (folder / "config.json").write_text(json.dumps(write_diffusers(part)))
     subprocess.run(["sync", *map(str, folder.iterdir())], check=True)
 

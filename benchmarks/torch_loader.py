@@ -31,9 +31,13 @@ class Edits:
             return self.source[index]
         record = self.source.records[index]
         return EditExample(
-            id=record.id, category="", instruction=record.instruction, objects=record.objects,
-            source=self.decode(record.source), target=self.decode(record.target or b""),
-        )  # fmt: skip
+            id=record.id,
+            category="",
+            instruction=record.instruction,
+            objects=record.objects,
+            source=self.decode(record.source),
+            target=self.decode(record.target or b""),
+        )
 
     def decode(self, picture: bytes) -> np.ndarray:
         image = Image.open(io.BytesIO(picture)).convert("RGB")

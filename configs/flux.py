@@ -35,9 +35,17 @@ def get_config(preset: str = "fast") -> ml_collections.ConfigDict:
     config.data.update(name="synthetic", inputs="features", image_size=1024)
     config.optimizer.update(learning_rate=1e-5, schedule="constant", warmup_steps=100)
     config.train.update(
-        task="mmdit", steps=10_000, batch_size=8, ema_decay=0.0, frozen=(), autoencoder_from="",
-        eval_examples=0, log_every=10, eval_every=1_000, checkpoint_every=500,
-    )  # fmt: skip
+        task="mmdit",
+        steps=10_000,
+        batch_size=8,
+        ema_decay=0.0,
+        frozen=(),
+        autoencoder_from="",
+        eval_examples=0,
+        log_every=10,
+        eval_every=1_000,
+        checkpoint_every=500,
+    )
     config.mesh.update(data=-1, fsdp=-1)
     config.update_from_flattened_dict(PRESETS[preset])
     return config

@@ -23,8 +23,15 @@ PRESETS = {
     "adapter": {"train.trainable": ("mllm/**/lora_*",)},
 }
 # The modules that the paper adds to LLaVA and FLUX.
-NEW = ("frce/**", "qformer/**", "cme/**", "projections/**", "mllm/image_tokens/**",
-       "mllm/visual_cue_proj/**", "mllm/textual_cue_proj/**")  # fmt: skip
+NEW = (
+    "frce/**",
+    "qformer/**",
+    "cme/**",
+    "projections/**",
+    "mllm/image_tokens/**",
+    "mllm/visual_cue_proj/**",
+    "mllm/textual_cue_proj/**",
+)
 SIZES = (512, 1024)
 
 
@@ -40,9 +47,16 @@ def get_config(variant: str = "paper,512") -> ml_collections.ConfigDict:
     config.data.update(name="synthetic", inputs="features", image_size=int(size or 512))
     config.optimizer.update(learning_rate=1e-3, schedule="constant", warmup_steps=500)
     config.train.update(
-        steps=40_000, batch_size=16, ema_decay=0.0, frozen=(), autoencoder_from="",
-        eval_examples=0, log_every=10, eval_every=1_000, checkpoint_every=500,
-    )  # fmt: skip
+        steps=40_000,
+        batch_size=16,
+        ema_decay=0.0,
+        frozen=(),
+        autoencoder_from="",
+        eval_examples=0,
+        log_every=10,
+        eval_every=1_000,
+        checkpoint_every=500,
+    )
     config.mesh.update(data=-1, fsdp=-1)
     config.remat.update(
         double_blocks="modulation,qkv,attention,proj,mlp,out",

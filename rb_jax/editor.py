@@ -81,12 +81,15 @@ class Editor:
         and ``true_cfg`` the classifier-free one; None takes the model's defaults. Raises
         InputError for an unreadable picture or an empty or over-long instruction.
         """
+        if not isinstance(instruction, str):
+            kind = type(instruction).__name__
+            raise InputError(f"the instruction must be a text, got {kind}: {instruction!r:.60}")
         pixels = as_pixels(image)
         square = to_square(pixels, self.config.data.image_size)
         example = EditExample("", "", instruction, tuple(objects), square, None, None)
         codec = self.reconstruct(square[None])[0]
         error = np.mean((codec.astype(np.float32) - square) ** 2)
-        if self.reasonworld_only and psnr(float(error), 255) < FAMILIAR_PSNR:
+        if self.reasonworld_only and psnr(float(error), 255.0) < FAMILIAR_PSNR:
             warnings.warn(
                 "the shipped model has only seen ReasonWorld, and this picture is unlike it: "
                 "do not expect a sensible edit (train on your own pictures with rb-jax train)",
@@ -125,10 +128,14 @@ class Editor:
         batch = jax.tree.map(jnp.asarray, batch)
         return np.asarray(
             self._sample(
-                self._params, batch, jax.random.key(seed), jnp.float32(guidance),
-                steps=steps, true_cfg=float(true_cfg),
+                self._params,
+                batch,
+                jax.random.key(seed),
+                jnp.float32(guidance),
+                steps=steps,
+                true_cfg=float(true_cfg),
             )
-        )  # fmt: skip
+        )
 
     def reconstruct(self, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
         """Pictures through the autoencoder and back: the best any edit can look."""
@@ -142,9 +149,15 @@ def check_seed(seed: int) -> None:
 
 
 def _sample(
-    graphdef: nnx.GraphDef, params: Params, batch: Batch, rng: jax.Array,
-    guidance: Float[Array, ""], *, steps: int, true_cfg: float,
-) -> UInt8[Array, "B S S 3"]:  # fmt: skip
+    graphdef: nnx.GraphDef,
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+    guidance: Float[Array, ""],
+    *,
+    steps: int,
+    true_cfg: float,
+) -> UInt8[Array, "B S S 3"]:
     return to_uint8(merge(graphdef, params).sample(batch, rng, steps, guidance, true_cfg))
 
 

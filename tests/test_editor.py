@@ -1,6 +1,8 @@
 """The Editor on random weights: what goes in, what comes out, what is refused."""
 
 import dataclasses
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -110,11 +112,18 @@ def test_instructions_that_are_refused(editor, words):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("steps", 0), ("steps", -1), ("steps", MAX_STEPS + 1), ("guidance", -0.5),
-        ("guidance", 101.0), ("guidance", float("nan")), ("true_cfg", -1.0),
-        ("true_cfg", float("inf")), ("seed", -1), ("seed", 2**32),
+        ("steps", 0),
+        ("steps", -1),
+        ("steps", MAX_STEPS + 1),
+        ("guidance", -0.5),
+        ("guidance", 101.0),
+        ("guidance", float("nan")),
+        ("true_cfg", -1.0),
+        ("true_cfg", float("inf")),
+        ("seed", -1),
+        ("seed", 2**32),
     ],
-)  # fmt: skip
+)
 def test_settings_that_are_refused(editor, name, value):
     with pytest.raises(InputError, match=f"{name} must be between"):
         edit(editor, noise(32, 32), **{name: value})
@@ -168,3 +177,25 @@ def test_what_is_no_editing_model(tmp_path):
         Editor(config, {})
     with pytest.raises(InputError, match="no model.safetensors and no checkpoint"):
         Editor.from_pretrained(tmp_path)
+
+
+def test_what_is_neither_picture_nor_text():
+    """In a process without the tests' own checks of types, as users have it."""
+    code = """
+from rb_jax.editor import Editor
+from rb_jax.errors import InputError
+editor = Editor.__new__(Editor)  # it does not come to the model
+for image, words in [(None, "a"), (5, "a"), ([[1]], "a"), (b"x", "a"), ("x.png", 5), ("x", None)]:
+    try:
+        editor.edit(image, words)
+    except InputError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", code]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0] == "an image is a path, a PIL image or an array, not NoneType"
+    assert [line.split()[-1] for line in lines[1:4]] == ["int", "list", "bytes"]
+    assert lines[4:] == [
+        "the instruction must be a text, got int: 5",
+        "the instruction must be a text, got NoneType: None",
+    ]

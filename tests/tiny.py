@@ -23,13 +23,25 @@ CHANGES = {
     "model.text": dict(vocab_size=1031, max_length=36, width=40, heads=4, mlp_width=152),
     "model.regions": dict(width=20, stride=4, max_regions=5),
     "model.autoencoder": dict(
-        channels=8, channel_mult=(1, 1, 2), latent_channels=3, norm_groups=4,
-        scale_factor=0.7, shift_factor=0.1,
+        channels=8,
+        channel_mult=(1, 1, 2),
+        latent_channels=3,
+        norm_groups=4,
+        scale_factor=0.7,
+        shift_factor=0.1,
     ),
     "model.frce": dict(width=56, heads=7, patch_layers=2, id_controller_layers=2, max_objects=3),
     "model.mllm": dict(
-        vocab_size=1047, max_length=38, width=48, mlp_width=76, layers=2, heads=6, kv_heads=2,
-        image_tokens=5, lora_rank=2, lora_alpha=6.0,
+        vocab_size=1047,
+        max_length=38,
+        width=48,
+        mlp_width=76,
+        layers=2,
+        heads=6,
+        kv_heads=2,
+        image_tokens=5,
+        lora_rank=2,
+        lora_alpha=6.0,
     ),
     "model.qformer": dict(width=36, heads=3, queries=7),
     "model.cme": dict(width=44, queries=9),
@@ -40,7 +52,7 @@ CHANGES = {
     "data": dict(image_size=32, count=37, prepare=False),
     "optimizer": dict(warmup_steps=2),
     "train": dict(steps=6, batch_size=4, autoencoder_from=""),
-}  # fmt: skip
+}
 
 definition = functools.cache(state.definition)
 

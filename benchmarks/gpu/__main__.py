@@ -74,8 +74,9 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks.gpu",
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--size", choices=("full", "toy"), default="full")
     add("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")

@@ -288,6 +288,10 @@ def random_state(state: Any) -> Any:
 
     (step, skipped, norm_average), opt_state = jax.jit(rest)()
     return dataclasses.replace(
-        state, step=step, skipped=skipped, norm_average=norm_average, params=params,
+        state,
+        step=step,
+        skipped=skipped,
+        norm_average=norm_average,
+        params=params,
         opt_state=opt_state,
-    )  # fmt: skip
+    )

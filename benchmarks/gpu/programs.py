@@ -57,9 +57,12 @@ class Size:
 
 # FLUX.1-dev at 1024 px with T5's 512 tokens; and widths that differ from each other on a CPU.
 TOY_MODEL = {
-    "mmdit.width": 96, "mmdit.heads": 3, "mmdit.axes_dim": (8, 12, 12), "mmdit.context_width": 80,
+    "mmdit.width": 96,
+    "mmdit.heads": 3,
+    "mmdit.axes_dim": (8, 12, 12),
+    "mmdit.context_width": 80,
     "text.width": 60,
-}  # fmt: skip
+}
 SIZES = {
     "full": Size(19, 38, 1024, 256, 28, (4608, 24, 128), (1, 2, 4), 8192),
     "toy": Size(2, 3, 128, 8, 3, (160, 3, 32), (1, 2), 256, TOY_MODEL),

@@ -56,21 +56,42 @@ def compare(rows: Sequence[Row]) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    head = ("what", "by", "median s", "min to max", "TFLOP", "TFLOP/s", "MFU", "theirs / ours",
-            "planner s", "remarks")  # fmt: skip
+    head = (
+        "what",
+        "by",
+        "median s",
+        "min to max",
+        "TFLOP",
+        "TFLOP/s",
+        "MFU",
+        "theirs / ours",
+        "planner s",
+        "remarks",
+    )
     lines = [head, ("---",) * len(head)]
     for row in rows:
         spread = f"{row.low:.4g} to {row.high:.4g}" if row.seconds else ""
         remarks = "; ".join(text for text in (row.note, row.planner_note) if text)
-        lines.append((
-            row.what, row.by, _number(row.seconds, ".5f"), spread,
-            _number(row.tflop or None, ".4g"), _number(row.rate, ".4g"), _number(row.mfu, ".1%"),
-            _number(row.ratio, ".2f"), _number(row.planned, ".5f"), remarks.replace("|", "/"),
-        ))  # fmt: skip
+        lines.append(
+            (
+                row.what,
+                row.by,
+                _number(row.seconds, ".5f"),
+                spread,
+                _number(row.tflop or None, ".4g"),
+                _number(row.rate, ".4g"),
+                _number(row.mfu, ".1%"),
+                _number(row.ratio, ".2f"),
+                _number(row.planned, ".5f"),
+                remarks.replace("|", "/"),
+            )
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     widths[-1] = 0  # the remarks may be long
-    shown = ("| " + " | ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)) + " |"
-             for line in lines)  # fmt: skip
+    shown = (
+        "| " + " | ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
     return "\n".join(shown)
 
 

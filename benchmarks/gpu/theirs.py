@@ -50,8 +50,9 @@ def forward(size: str, repeats: int, write: Write) -> None:
                 write(Row("forward", "diffusers", note=f"{label}: {str(error).splitlines()[0]}"))
                 continue
             for what, call, count, velocities in (
-                ("forward", one, repeats, 1), (name, loop, max(3, repeats // 4), steps),
-            ):  # fmt: skip
+                ("forward", one, repeats, 1),
+                (name, loop, max(3, repeats // 4), steps),
+            ):
                 times = timed(call, inputs, count)
                 check_output(call(*inputs[0]))
                 work = velocities * tflop
@@ -109,12 +110,17 @@ def flux(config: Config) -> Any:
     mmdit = config.model.mmdit
     with torch.device("meta"):
         model = FluxTransformer2DModel(
-            patch_size=1, in_channels=mmdit.token_width(config.model.autoencoder.latent_channels),
-            num_layers=mmdit.double_blocks, num_single_layers=mmdit.single_blocks,
-            attention_head_dim=mmdit.width // mmdit.heads, num_attention_heads=mmdit.heads,
-            joint_attention_dim=mmdit.context_width, guidance_embeds=mmdit.guidance_embed,
-            pooled_projection_dim=config.model.text.width, axes_dims_rope=mmdit.axes_dim,
-        )  # fmt: skip
+            patch_size=1,
+            in_channels=mmdit.token_width(config.model.autoencoder.latent_channels),
+            num_layers=mmdit.double_blocks,
+            num_single_layers=mmdit.single_blocks,
+            attention_head_dim=mmdit.width // mmdit.heads,
+            num_attention_heads=mmdit.heads,
+            joint_attention_dim=mmdit.context_width,
+            guidance_embeds=mmdit.guidance_embed,
+            pooled_projection_dim=config.model.text.width,
+            axes_dims_rope=mmdit.axes_dim,
+        )
     model = nn.Module.to(model, torch.bfloat16).to_empty(device=device()).eval()
     for name, x in model.named_parameters():
         if name.endswith("bias"):

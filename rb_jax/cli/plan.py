@@ -59,16 +59,25 @@ def run(flags: Flags) -> int:
         if flags.json:
             write_text(Path(flags.json), planner.to_json(rows))
 
-    if flags.search:
-        for name in flags.topology:
-            for row in search.search(config, name, flags.slices, flags.compiles, LOG.info):
-                take(row)
-    else:
-        planner.plan(
-            config, flags.topology, flags.slices, flags.program, flags.batch_per_chip,
-            flags.save, LOG.info, take,
-        )  # fmt: skip
-    print(planner.table(rows))
+    try:
+        if flags.search:
+            for name in flags.topology:
+                for row in search.search(config, name, flags.slices, flags.compiles, LOG.info):
+                    take(row)
+        else:
+            planner.plan(
+                config,
+                flags.topology,
+                flags.slices,
+                flags.program,
+                flags.batch_per_chip,
+                flags.save,
+                LOG.info,
+                take,
+            )
+    finally:  # what is done is worth minutes of compiling, whatever came after it
+        if rows:
+            print(planner.table(rows))
     if flags.report:
         command = "rb-jax " + shlex.join(["plan", *flags.argv])
         write_text(Path(flags.report), page.render(rows, "Plan of a training step", command))

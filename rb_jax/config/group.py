@@ -46,7 +46,7 @@ class Sizes(Group):
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, bool | str) or field.name in self.any_sign:
                     continue
-                if number < 0 or (number == 0 and field.name not in self.may_be_zero):
+                if not (number > 0 or (number == 0 and field.name in self.may_be_zero)):
                     yield field.name, f"must be positive, got {number}"
 
     def conflicts(self) -> Iterator[tuple[str, str]]:

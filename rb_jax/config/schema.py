@@ -204,8 +204,8 @@ class MeshConfig(Group):
 
     With both data and fsdp -1, fsdp takes up to 64 devices of a slice and data the rest.
     ``frozen`` weights are split over fsdp like the others (``sharded``), so that each use gathers
-    them, or not (``whole``); ``auto`` keeps them whole on TPUs where the training state then takes
-    no more than 0.6 of a device's memory.
+    them, or every device has all of them (``replicated``); ``auto`` replicates them on TPUs where
+    the training state then takes no more than 0.6 of a device's memory.
     """
 
     place = "mesh"
@@ -215,7 +215,7 @@ class MeshConfig(Group):
     tensor: int = 1
     context: int = 1
     slices: int = 1
-    frozen: Literal["auto", "sharded", "whole"] = "auto"
+    frozen: Literal["auto", "sharded", "replicated"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ class Config(Group):
             why = f"must be 0 or at least the {tokens} values of z_t and the source"
             yield "model.mmdit.in_width", why
         if model.mllm.image_tokens < 1:
-            yield "model.mllm.image_tokens", "must be at least 1, got 0"
+            yield "model.mllm.image_tokens", "must be positive, got 0"
         if mmdit.source == "none" and self.train.task != "mmdit":
             yield "model.mmdit.source", "an edit needs its source: 'channel' or 'sequence'"
 

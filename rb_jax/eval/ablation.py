@@ -44,13 +44,20 @@ def run(name: str, out: Path, count: int, overrides: list[str]) -> dict[str, Any
     """Trains and scores one variant; its row of the table."""
     workdir = out / name
     train = [
-        "train", f"--config=reasonworld:{name}", f"--workdir={workdir}",
-        f"--config.data.prepared_dir={out / 'prepared'}", *SHORT, *overrides,
-    ]  # fmt: skip
+        "train",
+        f"--config=reasonworld:{name}",
+        f"--workdir={workdir}",
+        f"--config.data.prepared_dir={out / 'prepared'}",
+        *SHORT,
+        *overrides,
+    ]
     evaluate = [
-        "evaluate", f"--checkpoint={workdir}", "--split=test", f"--count={count}",
+        "evaluate",
+        f"--checkpoint={workdir}",
+        "--split=test",
+        f"--count={count}",
         f"--out={workdir / 'test'}",
-    ]  # fmt: skip
+    ]
     for arguments in (train, evaluate):
         subprocess.run([sys.executable, "-m", "rb_jax", *arguments], check=True)
     scores = json.loads((workdir / "test" / "scores.json").read_text())["scores"]["model"]

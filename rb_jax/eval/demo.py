@@ -93,8 +93,17 @@ def _evaluate(title: str, folder: Path, run: Path, split: str, count: int) -> No
     if fresh and json.loads(done.read_text())["count"] == count:
         print(f"== {title}: done already", flush=True)
         return
-    _step(title, ["evaluate", f"--checkpoint={run}", f"--split={split}", f"--count={count}",
-                  f"--out={folder}"], folder.with_suffix(".json"))  # fmt: skip
+    _step(
+        title,
+        [
+            "evaluate",
+            f"--checkpoint={run}",
+            f"--split={split}",
+            f"--count={count}",
+            f"--out={folder}",
+        ],
+        folder.with_suffix(".json"),
+    )
 
 
 def _report(

@@ -129,8 +129,13 @@ def evaluate(editor: Editor, split: str, count: int, seed: int = 0, **settings: 
     copies = edit_all(examples, copy_source, f"{split}: copy")
     oracle = edit_all(examples, through_codec(editor), f"{split}: codec")
     scores = {"model": summary(edits), "copy": summary(copies), "codec": summary(oracle)}
-    return {"split": split, "count": count, "seed": seed, "scores": scores,
-            "families": by_family(edits)}, edits  # fmt: skip
+    return {
+        "split": split,
+        "count": count,
+        "seed": seed,
+        "scores": scores,
+        "families": by_family(edits),
+    }, edits
 
 
 def write_evaluation(out: str | Path, report: dict[str, Any], edits: Sequence[Scored]) -> None:

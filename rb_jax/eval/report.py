@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rb_jax.files import write_text
 from rb_jax.report.curves import Curve, line_chart
 from rb_jax.report.grids import CATEGORY_COLORS, GridRow, category_color
 from rb_jax.report.html import (
     DASH,
-    STYLE,
     chip,
     count,
     data_uri,
     decimal,
     duration,
+    page,
     section,
     text,
     whisker,
@@ -77,9 +78,8 @@ def write_report(path: str | Path, data: ReportData) -> Path:
     Sections without data are left out. ValueError for a picture that is not uint8 [S, S, 3].
     """
     path = Path(path)
-    page = render_report(data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, render_report(data))
     return path
 
 
@@ -95,12 +95,7 @@ def render_report(data: ReportData) -> str:
             _parameters(data),
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(data.title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
+    return page(data.title, body)
 
 
 # ---- sections ----------------------------------------------------------------------------------

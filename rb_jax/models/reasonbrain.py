@@ -145,13 +145,21 @@ class ReasonBrain(nnx.Module):
         v_hat = project.v_hat(v_hat)
         image_mask = jnp.ones(features.image.shape[:2], bool)
         visual = self.cme.visual_enhancer(
-            v_hat, project.image(features.image), image_mask,
-            project.visual_cues(cues.visual), cues.visual_mask, remat,
-        )  # fmt: skip
+            v_hat,
+            project.image(features.image),
+            image_mask,
+            project.visual_cues(cues.visual),
+            cues.visual_mask,
+            remat,
+        )
         textual = self.cme.textual_enhancer(
-            v_hat, project.text(features.text), features.text_mask,
-            project.textual_cues(cues.textual), cues.textual_mask, remat,
-        )  # fmt: skip
+            v_hat,
+            project.text(features.text),
+            features.text_mask,
+            project.textual_cues(cues.textual),
+            cues.textual_mask,
+            remat,
+        )
         return project.cme_proj(jnp.concatenate([visual, textual], axis=1))
 
     def loss(
@@ -212,9 +220,16 @@ class ReasonBrain(nnx.Module):
         conditioning, _ = self.condition(self.features(batch))
         shape = conditioning.source_latent.shape
         return sampler.sample(
-            self.velocity, conditioning, row_keys(rng, shape[0]), shape, self.config.flow,
-            self.mmdit.tokens(shape), steps, guidance, true_cfg,
-        )  # fmt: skip
+            self.velocity,
+            conditioning,
+            row_keys(rng, shape[0]),
+            shape,
+            self.config.flow,
+            self.mmdit.tokens(shape),
+            steps,
+            guidance,
+            true_cfg,
+        )
 
     def velocity(
         self,

@@ -15,6 +15,7 @@ import numpy as np
 from rb_jax.errors import InputError
 from rb_jax.plan import topologies
 from rb_jax.plan.compiling import FACTS, HLO
+from rb_jax.runtime.jax_internals import allow_absent_cudnn
 from rb_jax.sharding import xla_flags
 
 
@@ -39,7 +40,7 @@ def run(job: dict[str, Any]) -> None:
     target = topologies.parse(job["topology"], job["slices"])
     devices = topologies.devices(target)
     if not target.chip.is_tpu:
-        allow_absent_cudnn()
+        allow_absent_cudnn(topologies.CUDNN)
     begin = time.perf_counter()
     lowered = function(job["build"])(devices, **job["kwargs"])
     lower_s = time.perf_counter() - begin
@@ -71,17 +72,6 @@ def function(name: str) -> Any:
     if not attribute:
         raise InputError(f"{name!r}: write package.module:function")
     return getattr(importlib.import_module(module), attribute)
-
-
-def allow_absent_cudnn() -> None:
-    """Lets cuDNN attention be lowered without cuDNN: JAX asks for its version, XLA not for it."""
-    from jax._src.cudnn import fused_attention_stablehlo as attention
-
-    try:
-        attention.check_cudnn_version()
-    except RuntimeError:
-        major, minor, patch = topologies.CUDNN
-        attention.check_cudnn_version = lambda: major * 10000 + minor * 100 + patch
 
 
 def optimized(compiled: Any, folder: Path) -> str:

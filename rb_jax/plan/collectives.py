@@ -18,9 +18,15 @@ from rb_jax.plan.work import operand_arrays
 from rb_jax.sharding.chips import Chip
 
 KINDS = (
-    "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all",
-    "collective-permute", "collective-broadcast", "send",
-)  # fmt: skip
+    "all-gather",
+    "reduce-scatter",
+    "all-reduce",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "send",
+)
 # Share of a link's published rate that collectives reach.
 TPU_LINK_SHARE, GPU_LINK_SHARE, DCN_SHARE = 0.9, 0.8, 0.8
 

@@ -124,10 +124,10 @@ def _row(row: timing.Row, per_chip: int) -> dict[str, Any]:
 def _assumptions(target: Topology, module: hlo.Module, kernels, result, costs) -> list[str]:
     lines = timing.assumptions(target.chip, bool(kernels))
     if loops := hlo.unknown_loops(module):
-        lines.append(f"loops of unknown length, counted once: {', '.join(loops)}")
+        lines.append(f"loops of unknown length, counted once: {_some(loops)}")
     unpriced = set(work.unpriced_kernels(module, costs))
     if not kernels and unpriced:
-        lines.append(f"kernels without FLOPs: {', '.join(sorted(unpriced))}")
+        lines.append(f"kernels without FLOPs: {_some(sorted(unpriced))}")
     waiting = {
         instruction.name
         for computation in module.computations.values()
@@ -135,10 +135,16 @@ def _assumptions(target: Topology, module: hlo.Module, kernels, result, costs) -
         if timing.communicates(instruction)  # whose loops wait for other chips
     }
     if unread := sorted({k.name for k in kernels.values() if k.unknown} - waiting - {"TLP"}):
-        lines.append(f"inner loops of unknown length, counted once, in {', '.join(unread)}")
+        lines.append(f"inner loops of unknown length, counted once, in {_some(unread)}")
     if kernels and result.estimated > 0.001:
         lines.append(f"{result.estimated:.1%} of compute time is without bundles: roofline only")
     return lines
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    """The first names and how many more there are: nobody reads a hundred."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _run_child(

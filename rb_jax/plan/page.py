@@ -6,34 +6,42 @@ from collections.abc import Callable, Sequence
 
 from rb_jax.plan.planner import COLUMNS, Row, traffic
 from rb_jax.report.curves import Curve, line_chart
-from rb_jax.report.html import STYLE, section, text
+from rb_jax.report.html import count, page, section, text
 
 COLORS = ("var(--blue)", "var(--orange)", "var(--good)", "var(--bad)", "var(--soft)")
 
 
 def render(rows: Sequence[Row], title: str, command: str) -> str:
     """The page's text."""
-    made = [row for row in rows if row.predicted_step_s]
+    compiled = [row for row in rows if row.predicted_step_s]
     body = [
         f"<header><h1>{text(title)}</h1><p class=lede>Compiled by the hardware's own compiler, "
         f"without the hardware.</p>{_facts(rows)}<pre><code>{text(command)}</code></pre></header>",
-        section("Over the number of chips", "Each line is a kind of chip.", _charts(made)),
+        section(
+            "Memory of a chip",
+            "GiB at the peak of the step, of what the chip has. Pale is the training state alone: "
+            "weights, moments and averages.",
+            _memory(rows),
+        ),
         section(
             "Every topology",
             "GiB and TFLOP are of one chip and one step. Executed beyond model FLOPs are "
             "recomputation; exposed is the traffic that computation does not hide.",
             _table(rows),
         ),
-        section("What travels", "GiB a chip sends in a step, exposed in parentheses.",
-                _list([f"{row.topology}: {traffic(row)}" for row in made])),
-        section("What the times assume", "", _list(_assumptions(rows))),
-    ]  # fmt: skip
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
+    ]
+    if charts := _charts(compiled):
+        body.append(section("Over the number of chips", "Each line is a kind of chip.", charts))
+    if compiled:
+        body.append(
+            section(
+                "What travels",
+                "GiB a chip sends in a step, exposed in parentheses.",
+                _list([f"{row.topology}: {traffic(row)}" for row in compiled]),
+            )
+        )
+        body.append(section("What the times assume", "", _list(_assumptions(rows))))
+    return page(title, "".join(body))
 
 
 def efficiency(rows: Sequence[Row]) -> dict[tuple[str, int, int], float]:
@@ -50,8 +58,9 @@ def efficiency(rows: Sequence[Row]) -> dict[tuple[str, int, int], float]:
 
 def _facts(rows: Sequence[Row]) -> str:
     fit = sum(row.fits for row in rows)
+    total, trained = (round(n * 1e9) for n in (rows[0].params_b, rows[0].trainable_b))
     facts = [
-        (f"{rows[0].params_b:.1f} B", f"parameters, {rows[0].trainable_b:.1f} B of them train"),
+        (count(total), f"parameters, {count(trained)} of them train"),
         (f"{fit} of {len(rows)}", "topologies fit"),
     ]
     best = max((row.predicted_mfu or 0 for row in rows), default=0)
@@ -61,7 +70,35 @@ def _facts(rows: Sequence[Row]) -> str:
     return f"<div class=facts>{tiles}</div>"
 
 
+def _memory(rows: Sequence[Row]) -> str:
+    """A bar for each topology, on the scale of the largest number."""
+    scale = max(max(row.hbm_limit_gib, row.hbm_peak_gib or row.state_gib) for row in rows)
+    lines = []
+    for row in rows:
+        peak = row.hbm_peak_gib
+        shown, verdict = ("?", "bad") if peak is None else (f"{peak:.1f}", "")
+        verdict = "good" if row.fits else "bad"
+        state = min(row.state_gib, peak) if peak else row.state_gib
+        bars = [("state", state), ("step", (peak or state) - state)]
+        drawn = "".join(
+            f'<i class="{kind} {verdict}" style="width:{100 * size / scale:.2f}%"></i>'
+            for kind, size in bars
+        )
+        limit = f'<b style="left:{100 * row.hbm_limit_gib / scale:.2f}%"></b>'
+        lines.append(
+            f"<tr><th>{text(row.label)}</th><td class=room>{drawn}{limit}</td>"
+            f'<td class="verdict {verdict}">{shown} of {row.hbm_limit_gib:.0f} GiB</td></tr>'
+        )
+    return f"<div class=scroll><table class=memory><tbody>{''.join(lines)}</tbody></table></div>"
+
+
 def _charts(rows: Sequence[Row]) -> str:
+    """Nothing where no kind of chip comes in two numbers: a line needs two points."""
+    kinds: dict[str, set[int]] = {}
+    for row in rows:
+        kinds.setdefault(row.topology.split(":")[0], set()).add(row.chips)
+    if not any(len(chips) > 1 for chips in kinds.values()):
+        return ""
     relative = efficiency(rows)
     charts: list[tuple[str, Callable[[Row], float | None]]] = [
         ("Peak memory, GiB a chip", lambda row: row.hbm_peak_gib),
@@ -97,10 +134,11 @@ def _table(rows: Sequence[Row]) -> str:
         cells = [show(row) for _, show in COLUMNS]
         verdict = "good" if row.fits else "bad"
         shown = "".join(
-            f'<td class="verdict {verdict}">{text(c)}</td>' if title == "fits" else
-            f"<td>{text(c)}</td>"
+            f'<td class="verdict {verdict}">{text(c)}</td>'
+            if title == "fits"
+            else f"<td>{text(c)}</td>"
             for (title, _), c in zip(COLUMNS[1:], cells[1:], strict=True)
-        )  # fmt: skip
+        )
         lines.append(
             f"<tr><th>{text(cells[0])}</th>{shown}<td class=left>{text(row.note)}</td></tr>"
         )

@@ -61,8 +61,12 @@ class Row:
     collectives: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     assumptions: list[str] = dataclasses.field(default_factory=list)
     remat: dict[str, str] = dataclasses.field(default_factory=dict)
-    frozen: str = "sharded"  # how the weights that never change lie: whole, or split over fsdp
+    frozen: str = "sharded"  # how the weights that never change lie: replicated, or sharded
     note: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.topology if self.slices == 1 else f"{self.slices} x {self.topology}"
 
     @property
     def examples_per_chip_second(self) -> float | None:
@@ -121,7 +125,7 @@ def sharded(one: Target) -> Target:
 
 def frozen_layout(one: Target, what: str = "train") -> str:
     """How the weights that never change lie; when sampling none does."""
-    return "whole" if _saving(one, what) else "sharded"
+    return "replicated" if _saving(one, what) else "sharded"
 
 
 def _saving(one: Target, what: str) -> int:
@@ -198,7 +202,7 @@ def compile_row(one: Target, what: str = "train", folder: Path | None = None) ->
     try:
         found = analyse(BUILD, one.topology, kwargs=kwargs, save=folder)
     except CompileError as error:
-        needed = memory_needed(error.log)
+        needed = memory_needed(error.log or str(error))
         if needed is None:
             row.note = f"not compiled: {error}"
             return row
@@ -275,7 +279,7 @@ def to_json(rows: Sequence[Row]) -> str:
 
 
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("topology", lambda r: r.topology if r.slices == 1 else f"{r.slices} x {r.topology}"),
+    ("topology", lambda r: r.label),
     ("chips", lambda r: str(r.chips)),
     ("mesh", lambda r: " x ".join(f"{a} {n}" for a, n in r.mesh.items() if n > 1) or "1"),
     ("batch", lambda r: str(r.batch_size)),
@@ -302,8 +306,8 @@ def table(rows: Sequence[Row]) -> str:
     lines += ["", "per chip and step, by collective and mesh axis: GiB sent (exposed)"]
     for row in rows:
         if row.collectives:
-            whole = "; frozen weights whole" if row.frozen == "whole" else ""
-            lines.append(f"  {row.topology}: {traffic(row)}{whole}")
+            note = "; frozen weights replicated" if row.frozen == "replicated" else ""
+            lines.append(f"  {row.topology}: {traffic(row)}{note}")
     lines += [f"  {row.topology}: {row.note}" for row in rows if row.note]
     said = dict.fromkeys(line for row in rows for line in row.assumptions)
     return "\n".join([*lines, *(f"* {line}" for line in said)])

@@ -34,11 +34,13 @@ REMATS = (
         others="full",
     ),
     RematConfig(
-        double_blocks="modulation,attention", single_blocks="modulation,attention",
-        mllm="attention", others="full",
+        double_blocks="modulation,attention",
+        single_blocks="modulation,attention",
+        mllm="attention",
+        others="full",
     ),
     RematConfig(double_blocks="full", single_blocks="full", mllm="full", others="full"),
-)  # fmt: skip
+)
 BATCHES = (1, 2, 4, 8, 16, 32)
 EFFICIENCY = 0.75  # of the peak, for ranking alone
 HEADROOM = 0.92  # of the memory that an estimate may fill
@@ -82,9 +84,11 @@ def search(
     for candidate in ranked:
         made = candidate.target
         axes = " x ".join(f"{a} {n}" for a, n in made.mesh.shape.items() if n > 1)
-        say(f"{name}: {axes or 'one device'}, batch {made.config.train.batch_size}, "
+        say(
+            f"{name}: {axes or 'one device'}, batch {made.config.train.batch_size}, "
             f"remat {made.config.remat.single_blocks}, "
-            f"frozen weights {planner.frozen_layout(made)}")  # fmt: skip
+            f"frozen weights {planner.frozen_layout(made)}"
+        )
         rows.append(planner.compile_row(made))
     return sorted(rows, key=lambda row: (not row.fits, -(row.examples_per_chip_second or 0)))
 
@@ -147,10 +151,21 @@ def activations(config: Config) -> tuple[float, float]:
         stacks.append((config.remat.mllm, mllm.layers, mllm.width, 2 * mllm.mlp_width, language))
     kept = again = whole = 0.0
     for setting, layers, width, hidden, count in stacks:
-        sizes = {"input": width, "qkv": 3 * width, "attention": width, "proj": width,
-                 "mlp": hidden, "out": width}  # fmt: skip
-        products = {"qkv": 3 * width**2, "proj": width**2, "mlp": width * hidden,
-                    "out": width * hidden, "attention": count * width}  # fmt: skip
+        sizes = {
+            "input": width,
+            "qkv": 3 * width,
+            "attention": width,
+            "proj": width,
+            "mlp": hidden,
+            "out": width,
+        }
+        products = {
+            "qkv": 3 * width**2,
+            "proj": width**2,
+            "mlp": width * hidden,
+            "out": width * hidden,
+            "attention": count * width,
+        }
         named = sizes if setting == "off" else {"input", *_kept(setting)}
         kept += layers * count * 2 * sum(size for key, size in sizes.items() if key in named)
         again += layers * count * sum(v for key, v in products.items() if key not in named)

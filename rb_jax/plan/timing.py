@@ -250,8 +250,11 @@ def _done(instructions: list[Instruction], places: dict[str, int], start: Instru
             if instruction.opcode.endswith("-done"):
                 return places[instruction.name]
             if instruction.opcode.endswith("-update") or instruction.opcode in (
-                "get-tuple-element", "tuple", "bitcast", "optimization-barrier",
-            ):  # fmt: skip
+                "get-tuple-element",
+                "tuple",
+                "bitcast",
+                "optimization-barrier",
+            ):
                 following.add(instruction.name)
     return len(instructions) - 1
 

@@ -15,9 +15,19 @@ from rb_jax.sharding.chips import CHIPS, Chip
 # Slice shapes of each TPU: powers of two for the flat ones, cubes of 4 for the tori.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = (
-    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x12", "8x8x16",
-    "8x16x16", "16x16x16",
-)  # fmt: skip
+    "2x2x1",
+    "2x2x2",
+    "2x2x4",
+    "2x4x4",
+    "4x4x4",
+    "4x4x8",
+    "4x8x8",
+    "8x8x8",
+    "8x8x12",
+    "8x8x16",
+    "8x16x16",
+    "16x16x16",
+)
 SHAPES: dict[str, tuple[str, ...]] = {
     "v4": _CUBES[:11],
     "v5e": _FLAT,

@@ -51,9 +51,12 @@ def write(mllm: MLLMConfig, params: Tensors, folder: Path) -> None:
         for name, slot in ported.sources.items()
     ]
     write_tensors(
-        folder, "adapter_model", specs, lambda name: ported.to_torch(params, name),
+        folder,
+        "adapter_model",
+        specs,
+        lambda name: ported.to_torch(params, name),
         metadata={"format": "pt"},
-    )  # fmt: skip
+    )
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -176,9 +176,16 @@ def _component_export(component: Component, format: str) -> Export:
         ]
         names, config = layout.first_names(tuple(absent)), None
     export = Export(
-        "", component.family, layout, names, component.part, component.files, config,
-        whole=False, extras=same,
-    )  # fmt: skip
+        "",
+        component.family,
+        layout,
+        names,
+        component.part,
+        component.files,
+        config,
+        whole=False,
+        extras=same,
+    )
     raise_problems(_problems(export), f"{component.folder} as {format}")
     return export
 
@@ -207,9 +214,14 @@ def _write(export: Export, root: Path, progress: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     label = f"exporting {export.family.name}"
     write_tensors(
-        folder, export.layout.stem, specs, produce,
-        metadata={"format": "pt"}, label=label, progress=progress,
-    )  # fmt: skip
+        folder,
+        export.layout.stem,
+        specs,
+        produce,
+        metadata={"format": "pt"},
+        label=label,
+        progress=progress,
+    )
     config = export.config
     if config is None and export.layout.write is not None:
         config = export.layout.write(export.part)

@@ -19,8 +19,9 @@ from rb_jax.port.family import Family, Layout, Names, Part, Source, open_source,
 from rb_jax.port.table import EXTRAS, Porter, grouped, raise_problems
 from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
-DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in
-          ("float32", "float16", "bfloat16")}  # fmt: skip
+DTYPES = {
+    name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float32", "float16", "bfloat16")
+}
 # The folders of a diffusers pipeline that hold something we know.
 PIPELINE = {"transformer": "flux", "vae": "flux_vae", "text_encoder": "clip"}
 # What arithmetic with a configuration's values raises when they are of any other kind.
@@ -56,9 +57,14 @@ def import_checkpoint(
     changed: list[str] = []
     with new_folder(Path(out)) as folder:
         write_tensors(
-            folder, STEM, specs, lambda path: _cast(table, opened, path, target, changed),
-            checksums=True, label=f"importing {found.name}", progress=progress,
-        )  # fmt: skip
+            folder,
+            STEM,
+            specs,
+            lambda path: _cast(table, opened, path, target, changed),
+            checksums=True,
+            label=f"importing {found.name}",
+            progress=progress,
+        )
         if changed and not allow_rounding:
             raise_problems(
                 [f"{path} would lose bits as {dtype}" for path in grouped(changed)],
@@ -76,8 +82,9 @@ def refuse_pipeline(path: Path) -> None:
     """InputError for a diffusers pipeline, naming its folders that can be imported."""
     if not (path / "model_index.json").is_file():
         return
-    found = [f"{path / name} ({family})" for name, family in PIPELINE.items()
-             if (path / name).is_dir()]  # fmt: skip
+    found = [
+        f"{path / name} ({family})" for name, family in PIPELINE.items() if (path / name).is_dir()
+    ]
     what = f"give one of its parts as --source: {', '.join(found)}" if found else "no part is known"
     raise InputError(f"{path}: a whole diffusers pipeline; {what}")
 

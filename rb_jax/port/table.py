@@ -123,10 +123,12 @@ def prefixed(source: str, target: str, rules: Iterable[Rule]) -> list[Rule]:
         Rule(
             tuple(source + name for name in r.source),
             tuple(target + path for path in r.target),
-            r.transform, r.sizes, r.layers,
+            r.transform,
+            r.sizes,
+            r.layers,
         )
         for r in rules
-    ]  # fmt: skip
+    ]
 
 
 def stacked(

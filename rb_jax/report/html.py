@@ -1,4 +1,4 @@
-"""Pieces of the report's HTML, and its style sheet: light or dark as the reader's system is."""
+"""Pieces of a report's HTML, and its style sheet: light or dark as the reader's system is."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def duration(seconds: float | int) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, left = divmod(minutes, 60)
     return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page that needs nothing else: no script, no link, no server."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
 
 
 def section(title: str, how_to_read: str, content: str) -> str:
@@ -135,6 +145,12 @@ tbody,tfoot{border-top:1px solid var(--line)}
 .whisker circle{fill:var(--blue)}
 tr:not(.first)>td b{font-weight:400}
 tfoot{font-weight:600}tfoot th{font-weight:600}
+.memory td{white-space:nowrap}
+.memory .room{position:relative;width:70%;min-width:180px;padding:6px 0;text-align:left;font-size:0}
+.memory i{display:inline-block;height:14px;background:var(--good)}
+.memory i.bad{background:var(--bad)}
+.memory i.state{opacity:.45}
+.memory b{position:absolute;top:2px;bottom:2px;border-left:2px solid var(--ink)}
 .bar{width:34%;min-width:140px}
 .bar i{display:inline-block;height:10px;background:var(--blue);vertical-align:middle;min-width:1px}
 .bar .pale{opacity:.35}

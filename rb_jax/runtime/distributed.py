@@ -17,10 +17,17 @@ import jax
 
 from rb_jax.errors import InputError
 from rb_jax.runtime.exits import EXIT_HUNG, RunError
+from rb_jax.runtime.jax_internals import running_on_cloud_tpu
 
 # All of these are there in a process that srun started, as JAX's detection expects.
-SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES", "SLURM_NTASKS",
-         "SLURM_PROCID", "SLURM_LOCALID")  # fmt: skip
+SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_STEP_NUM_NODES",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
 # Once training is done the processes leave together, so that one missing is one that failed.
 SHUTDOWN_SECONDS = 60
 
@@ -37,7 +44,7 @@ def start(
     found cannot be used, RunError when the others cannot be reached; JAX itself aborts the process
     if they do not come in five minutes.
     """
-    arguments = plan(environ, address, count, index, tpu_chips=has_tpu_chips())
+    arguments = plan(environ, address, count, index, tpu_chips=running_on_cloud_tpu())
     if arguments is None:
         return
     # JAX's own service would swallow SIGTERM also where no step can end; train/signals.py has ours.
@@ -77,13 +84,6 @@ def plan(
         return method | {"coordinator_address": address}
     numbers = {name: _number(environ, name) if name in environ else None for name in names}
     return _explicit({"JAX_COORDINATOR_ADDRESS": address} | numbers)
-
-
-def has_tpu_chips() -> bool:
-    """Whether JAX found TPU chips, and a library that drives them, when it was imported."""
-    from jax._src import cloud_tpu_init  # JAX's own detection asks the same; nothing public does
-
-    return bool(cloud_tpu_init.running_in_cloud_tpu_vm)
 
 
 def _explicit(parts: Mapping[str, Any]) -> dict[str, Any] | None:

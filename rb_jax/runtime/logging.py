@@ -64,6 +64,9 @@ def setup(verbosity: str = "info") -> None:
     ours, others = LEVELS[NUMBERS.get(verbosity, verbosity)]
     if _handler is None:
         _handler = Lines()
+    for other in list(logging.root.handlers):  # what logging without any setup puts there
+        if type(other) is logging.StreamHandler:
+            logging.root.removeHandler(other)
     if _handler not in logging.root.handlers:
         logging.root.addHandler(_handler)
     logging.root.setLevel(others)

@@ -14,12 +14,15 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from rb_jax.sharding.mesh import BATCH_AXES, kind_of
 
-# Logical name of an activation's axis -> the mesh axes that split it.
+# Logical name of an axis, of an activation or a parameter -> the mesh axes that may split it: all
+# of them together, or the first alone.
 LOGICAL = {
     "batch": BATCH_AXES,
     "tokens": ("context",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
     "stationary": ("fsdp", "tensor"),
 }
 

@@ -1,7 +1,7 @@
 """The one table of how parameters lie on the mesh.
 
 A rule gives the axes of a parameter logical names, from the last axis backwards, so that the
-leading axis of stacked layers needs none; ``LOGICAL`` says which mesh axis a name is split over.
+leading axis of stacked layers needs none; activations.LOGICAL says which mesh axis splits a name.
 A matrix that no rule matches, or whose named axis its mesh axis does not divide, is split over
 ``fsdp`` on its largest axis that it divides; vectors and LoRA's matrices are not split over it.
 
@@ -19,21 +19,12 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rb_jax.paths import matches
-from rb_jax.sharding.activations import current_mesh
+from rb_jax.sharding.activations import LOGICAL, current_mesh
 from rb_jax.sharding.chips import chip_of
 from rb_jax.sharding.mesh import AnyMesh, kind_of
 
 Tree = TypeVar("Tree")
 Params = dict[str, Any]
-# Logical name -> the mesh axes that may split it, in order of preference: all of them together, or
-# the first alone.
-LOGICAL = {
-    "embed": ("fsdp",),
-    "heads": ("tensor",),
-    "mlp": ("tensor",),
-    "vocab": ("tensor",),
-    "stationary": ("fsdp", "tensor"),
-}
 
 # Pattern over paths -> logical names of the last axes. The first match counts.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -164,7 +155,7 @@ def _settled(mesh: AnyMesh, tree: Any, layouts: Callable[[bool], Tree], frozen: 
     if frozen == "sharded" or (frozen == "auto" and not _room(mesh)):
         return layouts(False)
     whole = layouts(True)
-    fits = frozen == "whole" or bytes_per_device(tree, whole) <= _room(mesh)
+    fits = frozen == "replicated" or bytes_per_device(tree, whole) <= _room(mesh)
     return whole if fits else layouts(False)
 
 

@@ -17,13 +17,20 @@ import sys
 
 V4, V5E, V5P, V6E, V7X = TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 H100, H200, B200 = GPUS = ("h100", "h200", "b200")
-CHIPS = TPUS + GPUS
+NAMES = TPUS + GPUS
 
 # Part of a JAX device kind -> chip; the first that fits.
 KINDS = (
-    ("v5 lite", V5E), ("v5e", V5E), ("v5", V5P), ("v4", V4), ("v6", V6E), ("7x", V7X),
-    ("h100", H100), ("h200", H200), ("b200", B200),
-)  # fmt: skip
+    ("v5 lite", V5E),
+    ("v5e", V5E),
+    ("v5", V5P),
+    ("v4", V4),
+    ("v6", V6E),
+    ("7x", V7X),
+    ("h100", H100),
+    ("h200", H200),
+    ("b200", B200),
+)
 _ON = "true"
 _OFF = "false"
 _MIB = 2**20
@@ -129,11 +136,11 @@ FLAGS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def chip_of(name: str) -> str:
+def chip_name(name: str) -> str:
     """The chip of its own name or an accelerator type's: v5litepod-16 is v5e. Raises ValueError."""
     chip = {"v5litepod": V5E, "v7x": V7X}.get(name.split("-")[0], name.split("-")[0])
-    if chip not in CHIPS:
-        raise ValueError(f"unknown chip {name!r}: one of {', '.join(CHIPS)}")
+    if chip not in NAMES:
+        raise ValueError(f"unknown chip {name!r}: one of {', '.join(NAMES)}")
     return chip
 
 
@@ -174,7 +181,7 @@ def explain() -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compiler flags of a chip.")
     parser.add_argument(
-        "chip", nargs="?", help=f"one of {', '.join(CHIPS)}, or an accelerator type"
+        "chip", nargs="?", help=f"one of {', '.join(NAMES)}, or an accelerator type"
     )
     parser.add_argument("--variable", action="store_true", help="print the variable's name")
     parser.add_argument("--explain", action="store_true", help="print what every flag does")
@@ -185,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.chip is None:
         parser.error("needs a chip, or --explain")
     try:
-        chip = chip_of(args.chip)
+        chip = chip_name(args.chip)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -54,11 +54,26 @@ from rb_jax.weights.params import Params, definition
 
 # What may change between two commands on one workdir; everything else would make the checkpoint
 # lie about how it was made.
-CHANGEABLE = ("train.log_every", "train.eval_every", "train.eval_examples",
-              "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
-              "train.step_timeout", "train.max_skipped", "train.wandb", "profile.steps",
-              "data.workers", "data.prepared_dir", "mesh.data", "mesh.fsdp", "mesh.tensor",
-              "mesh.context", "mesh.slices", "mesh.frozen")  # fmt: skip
+CHANGEABLE = (
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_examples",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.step_timeout",
+    "train.max_skipped",
+    "train.wandb",
+    "profile.steps",
+    "data.workers",
+    "data.prepared_dir",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "mesh.context",
+    "mesh.slices",
+    "mesh.frozen",
+)
 
 
 # The actions that come round every train.<name>_every steps.
@@ -123,9 +138,20 @@ def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) ->
     log = stack.enter_context(closing(RunLog(workdir, step, evaluates, settings.wandb)))
     guard = Guard(settings.max_skipped, int(state.skipped), saved.get("skipped_in_a_row", 0))
     profiler = stack.enter_context(closing(Profiler(config.profile, workdir)))
-    run = Run(config, workdir, mesh, manager, log, Window(saved.get("window")),
-              Clock(saved.get("seconds")), StopRequest(mesh, signals), guard, watchdog, profiler,
-              evaluates)  # fmt: skip
+    run = Run(
+        config,
+        workdir,
+        mesh,
+        manager,
+        log,
+        Window(saved.get("window")),
+        Clock(saved.get("seconds")),
+        StopRequest(mesh, signals),
+        guard,
+        watchdog,
+        profiler,
+        evaluates,
+    )
     state, received = train_steps(run, state)
     watchdog.allow("the last checkpoint", LONG)
     manager.wait()
@@ -307,8 +333,10 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
         stepper.compile(state, batch)
         run.manager.compile(state)
     seconds, flops = run.clock.spent["compile"], stepper.flops(batch)
-    say(f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
-         f"{peak / 1e12:.2f} TFLOP/s ({source})")  # fmt: skip
+    say(
+        f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
+        f"{peak / 1e12:.2f} TFLOP/s ({source})"
+    )
     row = {"compile_seconds": seconds, "step_flops": flops, "peak_flops": peak}
     row |= {"peak_source": source, "batch_size": config.train.batch_size}
     run.log.write("start", int(state.step), row)

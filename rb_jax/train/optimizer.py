@@ -65,17 +65,26 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 def _adamw(opt: OptimizerConfig, rate: Any) -> optax.GradientTransformation:
     """arXiv 1711.05101."""
     return optax.adamw(
-        rate, opt.b1, opt.b2, opt.eps, mu_dtype=opt.moment_dtype,
-        weight_decay=opt.weight_decay, mask=decayed,
-    )  # fmt: skip
+        rate,
+        opt.b1,
+        opt.b2,
+        opt.eps,
+        mu_dtype=opt.moment_dtype,
+        weight_decay=opt.weight_decay,
+        mask=decayed,
+    )
 
 
 def _lion(opt: OptimizerConfig, rate: Any) -> optax.GradientTransformation:
     """arXiv 2302.06675; its rate is about a tenth of AdamW's."""
     return optax.lion(
-        rate, opt.b1, opt.b2, mu_dtype=opt.moment_dtype,
-        weight_decay=opt.weight_decay, mask=decayed,
-    )  # fmt: skip
+        rate,
+        opt.b1,
+        opt.b2,
+        mu_dtype=opt.moment_dtype,
+        weight_decay=opt.weight_decay,
+        mask=decayed,
+    )
 
 
 def _adafactor(opt: OptimizerConfig, rate: Any) -> optax.GradientTransformation:
@@ -91,10 +100,15 @@ def _adafactor(opt: OptimizerConfig, rate: Any) -> optax.GradientTransformation:
 def _muon(opt: OptimizerConfig, rate: Any) -> optax.GradientTransformation:
     """Muon on the matrices of the blocks, at AdamW's scale (arXiv 2502.16982); AdamW elsewhere."""
     return optax.contrib.muon(
-        rate, beta=opt.momentum, weight_decay=opt.weight_decay, mu_dtype=opt.moment_dtype,
-        adam_b1=opt.b1, adam_b2=opt.b2, consistent_rms=0.2,
+        rate,
+        beta=opt.momentum,
+        weight_decay=opt.weight_decay,
+        mu_dtype=opt.moment_dtype,
+        adam_b1=opt.b1,
+        adam_b2=opt.b2,
+        consistent_rms=0.2,
         muon_weight_dimension_numbers=hidden_matrices,
-    )  # fmt: skip
+    )
 
 
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Any], optax.GradientTransformation]] = {

@@ -76,8 +76,9 @@ def abstract_state(
         return state
     return jax.tree.map(
         lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
-        state, _layout(config, mesh, state),
-    )  # fmt: skip
+        state,
+        _layout(config, mesh, state),
+    )
 
 
 def _layout(config: Config, mesh: AnyMesh, state: TrainState) -> TrainState:

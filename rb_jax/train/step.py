@@ -74,9 +74,14 @@ def train_step(
         "skipped": skipped,
     }
     state = replace(
-        state, step=state.step + 1, skipped=skipped, norm_average=norm_average,
-        params=params, opt_state=opt_state, ema=ema,
-    )  # fmt: skip
+        state,
+        step=state.step + 1,
+        skipped=skipped,
+        norm_average=norm_average,
+        params=params,
+        opt_state=opt_state,
+        ema=ema,
+    )
     return state, metrics
 
 

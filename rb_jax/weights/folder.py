@@ -28,8 +28,7 @@ STEM, CONFIG = "model", "config.json"
 # How a value of the configuration names the weights that come with the package.
 SHIPPED = {"init_from": "reasonworld", "autoencoder_from": "reasonworld_vae"}
 
-MEANINGLESS = ("model.dtype",
-               "model.autoencoder.scale_factor", "model.autoencoder.shift_factor")  # fmt: skip
+MEANINGLESS = ("model.dtype", "model.autoencoder.scale_factor", "model.autoencoder.shift_factor")
 
 WeightDtype = Literal["float32", "bfloat16", "float16"]
 

@@ -28,9 +28,12 @@ def test_everything_at_toy_size(tmp_path):
     found = json.loads((tmp_path / "rows.json").read_text())
     mine = {row["what"]: row for row in found if row["by"] == rows.OURS}
     assert set(mine) == {
-        "forward", "sampler, 3 steps", "training step", "matrix product, 256 cubed",
+        "forward",
+        "sampler, 3 steps",
+        "training step",
+        "matrix product, 256 cubed",
         *(programs.attention_name(rows, back) for rows in (1, 2) for back in (False, True)),
-    }  # fmt: skip
+    }
     assert all(row["seconds"] > 0 and row["tflops"] > 0 for row in mine.values())
     assert "2 + 3 blocks, batch 2" in mine["training step"]["note"]
     assert "against float32" in mine["forward"]["note"]

@@ -146,9 +146,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     changes = {
         "missing mllm/1/bias": lambda a: a.pop("mllm/1/bias"),
         "unexpected nose": lambda a: a.update(nose=np.zeros(2)),
-        r"mmdit/bias has shape \(4,\), the model needs \(3,\)":
-            lambda a: a.update({"mmdit/bias": np.zeros(4)}),
-    }  # fmt: skip
+        r"mmdit/bias has shape \(4,\), the model needs \(3,\)": lambda a: a.update(
+            {"mmdit/bias": np.zeros(4)}
+        ),
+    }
     for message, change in changes.items():
         weights.save_weights(tmp_path / "w", config, params)
         rewrite(tmp_path / "w", change)

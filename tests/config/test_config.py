@@ -75,13 +75,23 @@ def test_missing_keys(key):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("train.steps", 1.5), ("train.steps", "many"), ("train.steps", True), ("train.steps", None),
-        ("optimizer.learning_rate", "fast"), ("optimizer.learning_rate", True),
-        ("flow.shift", 1), ("data.path", 3), ("data.name", "coco"), ("model.mmdit.source", "rows"),
-        ("model.dtype", "float64"), ("model", 3), ("train.frozen", "autoencoder/**"),
-        ("flow.guidance_range", [1.0]), ("model.mmdit.axes_dim", [8, 16, 8, 8]),
+        ("train.steps", 1.5),
+        ("train.steps", "many"),
+        ("train.steps", True),
+        ("train.steps", None),
+        ("optimizer.learning_rate", "fast"),
+        ("optimizer.learning_rate", True),
+        ("flow.shift", 1),
+        ("data.path", 3),
+        ("data.name", "coco"),
+        ("model.mmdit.source", "rows"),
+        ("model.dtype", "float64"),
+        ("model", 3),
+        ("train.frozen", "autoencoder/**"),
+        ("flow.guidance_range", [1.0]),
+        ("model.mmdit.axes_dim", [8, 16, 8, 8]),
     ],
-)  # fmt: skip
+)
 def test_mistyped_values(key, value):
     with pytest.raises(ConfigError, match=f"config.{key}"):
         from_config_dict(changed(key, value))
@@ -144,13 +154,23 @@ def test_inconsistent_values(key, value, named):
 @pytest.mark.parametrize(
     "key",
     [
-        "model.vision.patch_size", "model.vision.width", "model.regions.stride",
-        "model.regions.max_regions", "model.frce.max_objects", "model.autoencoder.norm_groups",
-        "model.autoencoder.scale_factor", "model.mmdit.patch_size", "model.mmdit.heads",
-        "model.mllm.heads", "model.mllm.kv_heads", "model.mllm.image_tokens", "model.cme.heads",
-        "model.qformer.queries", "model.text.max_length",
+        "model.vision.patch_size",
+        "model.vision.width",
+        "model.regions.stride",
+        "model.regions.max_regions",
+        "model.frce.max_objects",
+        "model.autoencoder.norm_groups",
+        "model.autoencoder.scale_factor",
+        "model.mmdit.patch_size",
+        "model.mmdit.heads",
+        "model.mllm.heads",
+        "model.mllm.kv_heads",
+        "model.mllm.image_tokens",
+        "model.cme.heads",
+        "model.qformer.queries",
+        "model.text.max_length",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("value", [0, -1])
 def test_sizes_are_positive(key, value):
     with pytest.raises(ConfigError, match=f"config.{key}: must be positive, got {value}"):

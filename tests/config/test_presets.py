@@ -38,10 +38,13 @@ MLLM_LORA = lora(8, (32 * 4, 4096, 4096))
 DOUBLE, SINGLE, WIDTH = 19, 38, 3072
 MMDIT_LORA = lora(
     64,
-    (2 * DOUBLE, WIDTH, 3 * WIDTH), (2 * DOUBLE, WIDTH, WIDTH),
-    (2 * DOUBLE, WIDTH, 4 * WIDTH), (2 * DOUBLE, 4 * WIDTH, WIDTH),
-    (SINGLE, WIDTH, 7 * WIDTH), (SINGLE, 5 * WIDTH, WIDTH),
-)  # fmt: skip
+    (2 * DOUBLE, WIDTH, 3 * WIDTH),
+    (2 * DOUBLE, WIDTH, WIDTH),
+    (2 * DOUBLE, WIDTH, 4 * WIDTH),
+    (2 * DOUBLE, 4 * WIDTH, WIDTH),
+    (SINGLE, WIDTH, 7 * WIDTH),
+    (SINGLE, 5 * WIDTH, WIDTH),
+)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +90,9 @@ def test_the_flow_model_alone_is_fluxs(preset):
     ("get_config", "variant", "named"),
     [
         (flux.get_config, "quick", "'quick' is not a preset; choose fast or small"),
-        (reason50k_flux.get_config, "full", "'full' is not PRESET"),
-        (reason50k_flux.get_config, "lora,768", "'lora,768' is not PRESET"),
-        (reason50k_flux.get_config, "512", "'512' is not PRESET"),
+        (reason50k_flux.get_config, "full", "'full' is not a preset; choose paper"),
+        (reason50k_flux.get_config, "lora,768", "'lora,768' is not a preset; choose paper"),
+        (reason50k_flux.get_config, "512", "'512' is not a preset; choose paper"),
     ],
 )
 def test_what_is_no_preset_is_refused_in_one_line(get_config, variant, named):

@@ -31,8 +31,9 @@ def test_report(evaluation, editor):
         assert score_edit(example, scored.edited) == scored.score
     # The oracle is the target through the autoencoder.
     codec = E.edit_all([s.example for s in edits], E.through_codec(editor), "codec")
-    expected = editor.reconstruct(np.stack([s.example.target for s in edits] + 13 * [
-        edits[0].example.target]))  # fmt: skip
+    expected = editor.reconstruct(
+        np.stack([s.example.target for s in edits] + 13 * [edits[0].example.target])
+    )
     np.testing.assert_array_equal([s.edited for s in codec], expected[:3])
 
 

@@ -169,21 +169,25 @@ def test_precomputed_latents_take_the_pictures_place(base):
 # Ablations and variants, several independent ones to a model: each takes seconds to compile.
 VARIANTS = {
     "no frce, sequence, mlp projector": dict(
-        model__frce__enabled=False, model__cme__enabled=False, model__mmdit__source="sequence",
+        model__frce__enabled=False,
+        model__cme__enabled=False,
+        model__mmdit__source="sequence",
         model__mllm__projector="mlp",
     ),
     "patches only, no guidance embedding, no lora": dict(
-        model__frce__region_branch=False, model__mmdit__guidance_embed=False,
+        model__frce__region_branch=False,
+        model__mmdit__guidance_embed=False,
         model__mllm__lora_rank=0,
     ),
     "regions only, no cme, prediction of the data": dict(
-        model__frce__patch_branch=False, model__cme__enabled=False,
+        model__frce__patch_branch=False,
+        model__cme__enabled=False,
         model__mmdit__prediction="data",
     ),
     "no id controller, as many kv heads, bfloat16": dict(
         model__frce__id_controller=False, model__mllm__kv_heads=6, model__dtype="bfloat16"
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -213,9 +217,11 @@ def test_every_variant_trains_and_samples(name):
 def test_loss_is_the_error_of_the_velocity():
     """L_DM recomputed from its parts; the weights of the two losses are the configuration's."""
     config = tiny.config(
-        train__mllm_loss_weight=0.25, train__flow_loss_weight=3.0, flow__drop_condition=0.5,
+        train__mllm_loss_weight=0.25,
+        train__flow_loss_weight=3.0,
+        flow__drop_condition=0.5,
         flow__drop_source=0.4,
-    )  # fmt: skip
+    )
     flow, rng = config.flow, jax.random.key(3)
 
     def one_example(time, noise, kept, guidance, shape):

@@ -26,17 +26,33 @@ from rb_jax.port.parity.official import modules
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 TOWER: dict[str, Any] = dict(
-    image_size=24, patch_size=8, hidden_size=28, num_hidden_layers=3, num_attention_heads=7,
+    image_size=24,
+    patch_size=8,
+    hidden_size=28,
+    num_hidden_layers=3,
+    num_attention_heads=7,
     intermediate_size=44,
-)  # fmt: skip
+)
 TEXT: dict[str, Any] = dict(
-    vocab_size=61, max_position_embeddings=13, hidden_size=20, num_hidden_layers=2,
-    num_attention_heads=5, intermediate_size=36, bos_token_id=3, eos_token_id=60, pad_token_id=1,
-)  # fmt: skip
+    vocab_size=61,
+    max_position_embeddings=13,
+    hidden_size=20,
+    num_hidden_layers=2,
+    num_attention_heads=5,
+    intermediate_size=36,
+    bos_token_id=3,
+    eos_token_id=60,
+    pad_token_id=1,
+)
 DECODER: dict[str, Any] = dict(
-    vocab_size=67, hidden_size=48, intermediate_size=76, num_hidden_layers=3,
-    num_attention_heads=6, num_key_value_heads=6, rms_norm_eps=1e-5,
-)  # fmt: skip
+    vocab_size=67,
+    hidden_size=48,
+    intermediate_size=76,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=6,
+    rms_norm_eps=1e-5,
+)
 
 
 OFFICIAL: dict[str, dict[str, Any]] = {
@@ -48,7 +64,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {
     "qformer": dict(width=36, heads=3, layers=2, queries=6),
     "cme": dict(width=44, heads=4, blocks=2, queries=9),
     "mmdit": dict(context_width=26),
-}  # fmt: skip
+}
 
 # The numbers of heads are not in the authors' file.
 HEADS = [f"{name}.heads={OFFICIAL[name]['heads']}" for name in ("frce", "qformer", "cme")]
@@ -70,28 +86,43 @@ def randomize(model: Module, seed: int = 0) -> Module:
 def flux(**changes: Any) -> FluxTransformer2DModel:
     """Of FLUX.1-dev's kind; ``in_channels`` is 12, or 24 with a source in every token."""
     sizes: dict[str, Any] = dict(
-        patch_size=1, in_channels=12, out_channels=12, num_layers=2, num_single_layers=3,
-        attention_head_dim=20, num_attention_heads=3, joint_attention_dim=26,
-        pooled_projection_dim=22, guidance_embeds=True, axes_dims_rope=(4, 8, 8),
-    )  # fmt: skip
+        patch_size=1,
+        in_channels=12,
+        out_channels=12,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=20,
+        num_attention_heads=3,
+        joint_attention_dim=26,
+        pooled_projection_dim=22,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 8, 8),
+    )
     return randomize(FluxTransformer2DModel(**(sizes | changes)))
 
 
 def autoencoder(**changes: Any) -> AutoencoderKL:
     sizes: dict[str, Any] = dict(
-        block_out_channels=(6, 12, 18), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=3,
-        norm_num_groups=3, scaling_factor=0.7, shift_factor=0.1,
-        use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
+        block_out_channels=(6, 12, 18),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=3,
+        norm_num_groups=3,
+        scaling_factor=0.7,
+        shift_factor=0.1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
     return randomize(AutoencoderKL(**(sizes | changes)))
 
 
 def clip(activation: str = "quick_gelu", **text: Any) -> CLIPModel:
     config = CLIPConfig(
         text_config=TEXT | {"hidden_act": activation} | text,
-        vision_config=TOWER | {"hidden_act": activation}, projection_dim=18,
-    )  # fmt: skip
+        vision_config=TOWER | {"hidden_act": activation},
+        projection_dim=18,
+    )
     return randomize(CLIPModel(config))
 
 
@@ -118,18 +149,28 @@ def llava(
 def sam() -> SamModel:
     config = SamConfig(
         vision_config=dict(
-            hidden_size=36, output_channels=20, mlp_dim=52, num_hidden_layers=3,
-            num_attention_heads=3, image_size=48, patch_size=8, window_size=4,
-            global_attn_indexes=[1], num_pos_feats=10,
+            hidden_size=36,
+            output_channels=20,
+            mlp_dim=52,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            image_size=48,
+            patch_size=8,
+            window_size=4,
+            global_attn_indexes=[1],
+            num_pos_feats=10,
         ),
         prompt_encoder_config=dict(
             hidden_size=20, image_size=48, patch_size=8, mask_input_channels=12
         ),
         mask_decoder_config=dict(
-            hidden_size=20, mlp_dim=28, num_hidden_layers=2, num_attention_heads=5,
+            hidden_size=20,
+            mlp_dim=28,
+            num_hidden_layers=2,
+            num_attention_heads=5,
             iou_head_hidden_dim=24,
         ),
-    )  # fmt: skip
+    )
     return randomize(SamModel(config))
 
 

@@ -42,7 +42,7 @@ CONFIG = tiny.config(
 def one_definition():
     """Tracing the model's definition anew takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (assemble, editor, weights, whole):
+        for module in (assemble, editor, stored, whole):
             patch.setattr(module, "definition", tiny.definition)
         yield
 
@@ -158,10 +158,11 @@ def test_old_words_stay(parts, assembled, tmp_path):
         a, b = (
             m(
                 input_ids=torch.cat([torch.full((1, 9), m.config.image_token_id), words], dim=1),
-                pixel_values=pixels, output_hidden_states=True,
+                pixel_values=pixels,
+                output_hidden_states=True,
             )
             for m in (old, new)
-        )  # fmt: skip
+        )
     assert torch.equal(a.hidden_states[-1], b.hidden_states[-1])
     torch.testing.assert_close(b.logits[..., :1047], a.logits, rtol=1e-5, atol=1e-6)
 
@@ -179,11 +180,14 @@ def test_widened_input_layer(parts, assembled):
     base = stock.FluxTransformer2DModel.from_pretrained(parts["flux"][1])
     with torch.no_grad():
         tokens = base(
-            hidden_states=sampling.pack(tensor(z_t), 2), timestep=tensor(t), guidance=tensor(t),
+            hidden_states=sampling.pack(tensor(z_t), 2),
+            timestep=tensor(t),
+            guidance=tensor(t),
             encoder_hidden_states=tensor(conditioning.tokens),
             pooled_projections=tensor(conditioning.vector),
-            img_ids=sampling.position_ids(8, 8, 2), txt_ids=torch.zeros(7, 3),
-        ).sample  # fmt: skip
+            img_ids=sampling.position_ids(8, 8, 2),
+            txt_ids=torch.zeros(7, 3),
+        ).sample
     assert relative(ours, sampling.unpack(tokens, 8, 8, 2).numpy()) <= TOLERANCE
 
 

@@ -22,8 +22,14 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-          "num_attention_heads": 16, "patch_size": 14, "image_size": 224}  # fmt: skip
+CLIP_L = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 224,
+}
 
 
 def flux(guidance: bool):
@@ -59,8 +65,13 @@ def llava():
 
 
 def sam():
-    vision = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16,
-              "mlp_dim": 5120, "global_attn_indexes": [7, 15, 23, 31]}  # fmt: skip
+    vision = {
+        "hidden_size": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "mlp_dim": 5120,
+        "global_attn_indexes": [7, 15, 23, 31],
+    }
     return transformers.SamModel(transformers.SamConfig(vision_config=vision))
 
 
@@ -68,27 +79,75 @@ def sam():
 # are only carried along; sizes that must be read.
 MODELS = {
     "FLUX.1-dev": (
-        lambda: flux(True), "flux", 1160, 11_901_408_320, 0,
-        {"mmdit": {"width": 3072, "heads": 24, "double_blocks": 19, "single_blocks": 38,
-                   "axes_dim": (16, 56, 56), "guidance_embed": True, "context_width": 4096}}),
+        lambda: flux(True),
+        "flux",
+        1160,
+        11_901_408_320,
+        0,
+        {
+            "mmdit": {
+                "width": 3072,
+                "heads": 24,
+                "double_blocks": 19,
+                "single_blocks": 38,
+                "axes_dim": (16, 56, 56),
+                "guidance_embed": True,
+                "context_width": 4096,
+            }
+        },
+    ),
     "FLUX.1-schnell": (
-        lambda: flux(False), "flux", 1156, 11_891_178_560, 0,
-        {"mmdit": {"guidance_embed": False, "mlp_ratio": 4.0}, "text": {"width": 768}}),
+        lambda: flux(False),
+        "flux",
+        1156,
+        11_891_178_560,
+        0,
+        {"mmdit": {"guidance_embed": False, "mlp_ratio": 4.0}, "text": {"width": 768}},
+    ),
     "FLUX.1's autoencoder": (
-        flux_vae, "flux_vae", 244, 83_819_683, 0,
-        {"autoencoder": {"channels": 128, "channel_mult": (1, 2, 4, 4), "latent_channels": 16,
-                         "scale_factor": 0.3611, "shift_factor": 0.1159}}),
+        flux_vae,
+        "flux_vae",
+        244,
+        83_819_683,
+        0,
+        {
+            "autoencoder": {
+                "channels": 128,
+                "channel_mult": (1, 2, 4, 4),
+                "latent_channels": 16,
+                "scale_factor": 0.3611,
+                "shift_factor": 0.1159,
+            }
+        },
+    ),
     "CLIP ViT-L/14": (
-        clip, "clip", 590, 427_616_513, 5,
-        {"vision": {"width": 1024, "layers": 24}, "text": {"width": 768, "max_length": 77}}),
+        clip,
+        "clip",
+        590,
+        427_616_513,
+        5,
+        {"vision": {"width": 1024, "layers": 24}, "text": {"width": 768, "max_length": 77}},
+    ),
     "LLaVA-1.5-7B": (
-        llava, "llava", 686, 7_063_427_072, 2,
-        {"vision": {"image_size": 336, "feature_layer": -2},
-         "mllm": {"width": 4096, "layers": 32, "mlp_width": 11008, "projector": "mlp"}}),
+        llava,
+        "llava",
+        686,
+        7_063_427_072,
+        2,
+        {
+            "vision": {"image_size": 336, "feature_layer": -2},
+            "mllm": {"width": 4096, "layers": 32, "mlp_width": 11008, "projector": "mlp"},
+        },
+    ),
     "SAM ViT-H": (
-        sam, "sam", 595, 641_091_120, 1,
-        {"sam": {"width": 1280, "layers": 32, "image_size": 1024}}),
-}  # fmt: skip
+        sam,
+        "sam",
+        595,
+        641_091_120,
+        1,
+        {"sam": {"width": 1280, "layers": 32, "image_size": 1024}},
+    ),
+}
 # Tensors in BFL's files of the same models: the projections are fused there.
 BFL = {"FLUX.1-dev": 780, "FLUX.1-schnell": 776, "FLUX.1's autoencoder": 244}
 
@@ -137,13 +196,17 @@ def test_every_tensor_of_a_published_model_has_its_place(name):
 def test_the_authors_modules():
     """At the paper's sizes, as docs/architecture.md gives them."""
     groups = {
-        "vision": {"width": 1024}, "text": {"width": 768}, "regions": {"width": 256},
-        "mllm": {"width": 4096}, "mmdit": {"context_width": 4096},
-        "frce": FRCEConfig(width=1024, heads=8, patch_layers=4, region_layers=2,
-                           id_controller_layers=2),
+        "vision": {"width": 1024},
+        "text": {"width": 768},
+        "regions": {"width": 256},
+        "mllm": {"width": 4096},
+        "mmdit": {"context_width": 4096},
+        "frce": FRCEConfig(
+            width=1024, heads=8, patch_layers=4, region_layers=2, id_controller_layers=2
+        ),
         "qformer": QFormerConfig(width=768, heads=12, layers=6, queries=77),
         "cme": CMEConfig(width=1024, heads=16, blocks=5, queries=77),
-    }  # fmt: skip
+    }
     values = {k: v if isinstance(v, dict) else vars(v) for k, v in groups.items()}
     found = FAMILIES["reasonbrain"].layout("official")
     table = porter(FAMILIES["reasonbrain"], found, Part(values), found.first_names())

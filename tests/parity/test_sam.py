@@ -29,10 +29,23 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 TINY = SAMConfig(
-    image_size=56, patch_size=8, width=36, layers=5, heads=3, mlp_width=52, window_size=3,
-    global_layers=(1, 4), out_channels=20, decoder_layers=2, decoder_heads=5, decoder_mlp_width=28,
-    multimask_outputs=4, iou_head_layers=4, iou_head_width=24, mask_channels=12,
-)  # fmt: skip
+    image_size=56,
+    patch_size=8,
+    width=36,
+    layers=5,
+    heads=3,
+    mlp_width=52,
+    window_size=3,
+    global_layers=(1, 4),
+    out_channels=20,
+    decoder_layers=2,
+    decoder_heads=5,
+    decoder_mlp_width=28,
+    multimask_outputs=4,
+    iou_head_layers=4,
+    iou_head_width=24,
+    mask_channels=12,
+)
 LOGITS = 4 * 7  # side of the mask logits
 # A wider decoder, because its random masks depend more on the point.
 WIDE = dataclasses.replace(
@@ -55,23 +68,33 @@ def one_thread():
 def stock(config):
     """transformers' configuration of the same model."""
     vision = dict(
-        hidden_size=config.width, output_channels=config.out_channels, mlp_dim=config.mlp_width,
-        num_hidden_layers=config.layers, num_attention_heads=config.heads,
-        image_size=config.image_size, patch_size=config.patch_size,
-        window_size=config.window_size, global_attn_indexes=config.global_layers,
+        hidden_size=config.width,
+        output_channels=config.out_channels,
+        mlp_dim=config.mlp_width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        window_size=config.window_size,
+        global_attn_indexes=config.global_layers,
         num_pos_feats=config.out_channels // 2,
-    )  # fmt: skip
+    )
     prompts = dict(
-        hidden_size=config.out_channels, image_size=config.image_size,
-        patch_size=config.patch_size, mask_input_channels=config.mask_channels,
-    )  # fmt: skip
+        hidden_size=config.out_channels,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        mask_input_channels=config.mask_channels,
+    )
     decoder = dict(
-        hidden_size=config.out_channels, mlp_dim=config.decoder_mlp_width,
-        num_hidden_layers=config.decoder_layers, num_attention_heads=config.decoder_heads,
+        hidden_size=config.out_channels,
+        mlp_dim=config.decoder_mlp_width,
+        num_hidden_layers=config.decoder_layers,
+        num_attention_heads=config.decoder_heads,
         attention_downsample_rate=config.attention_downsample,
-        num_multimask_outputs=config.multimask_outputs, iou_head_depth=config.iou_head_layers,
+        num_multimask_outputs=config.multimask_outputs,
+        iou_head_depth=config.iou_head_layers,
         iou_head_hidden_dim=config.iou_head_width,
-    )  # fmt: skip
+    )
     return transformers.SamConfig(
         vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder
     )

@@ -36,21 +36,30 @@ WORDS = "What if the candle burned for two hours?"
 STOCK = {"model__mmdit__mlp_ratio": 4.0}  # the one that diffusers has
 CONFIG = tiny.config(**STOCK)
 REGIONS_ONLY = {
-    "frce__patch_branch": False, "frce__width": 44, "frce__heads": 4, "mmdit__in_width": 31,
-}  # fmt: skip
+    "frce__patch_branch": False,
+    "frce__width": 44,
+    "frce__heads": 4,
+    "mmdit__in_width": 31,
+}
 EDITS = {
     "channel, velocity": {},
     "sequence, data, without ID Controller": {
-        "mmdit__source": "sequence", "mmdit__prediction": "data", "frce__id_controller": False,
+        "mmdit__source": "sequence",
+        "mmdit__prediction": "data",
+        "frce__id_controller": False,
     },
     "without CME, without guidance, LLaVA v1.5": {
-        "cme__enabled": False, "mmdit__guidance_embed": False, "mllm__projector": "mlp",
+        "cme__enabled": False,
+        "mmdit__guidance_embed": False,
+        "mllm__projector": "mlp",
     },
     "without FRCE, without LoRA": {
-        "cme__enabled": False, "frce__enabled": False, "mllm__lora_rank": 0,
+        "cme__enabled": False,
+        "frce__enabled": False,
+        "mllm__lora_rank": 0,
     },
     "regions only, equal widths, wide input": REGIONS_ONLY,
-}  # fmt: skip
+}
 
 
 def changed(changes: dict[str, Any]) -> Config:
@@ -230,19 +239,23 @@ def check_part(prefix: str, make, module, ours, theirs):
 def test_frce_alone():
     features = tiny.features(CONFIG)
     check_part(
-        "frce", lambda r: FRCE(CONFIG.model, r), modules.FRCE(CONFIG.model),
+        "frce",
+        lambda r: FRCE(CONFIG.model, r),
+        modules.FRCE(CONFIG.model),
         lambda run, p: [(c := run(p, features)).visual, c.textual],
         lambda m: [(c := m(to_torch(features))).visual, c.textual],
-    )  # fmt: skip
+    )
 
 
 def test_qformer_alone():
     model, v = CONFIG.model, tiny.normal(3, 5, CONFIG.model.mllm.width)
     check_part(
-        "qformer", lambda r: QFormer(model.mllm.width, model.qformer, r),
+        "qformer",
+        lambda r: QFormer(model.mllm.width, model.qformer, r),
         modules.QFormer(model.mllm.width, model.qformer),
-        lambda run, p: [run(p, v)], lambda m: [m(torch.from_numpy(v))],
-    )  # fmt: skip
+        lambda run, p: [run(p, v)],
+        lambda m: [m(torch.from_numpy(v))],
+    )
 
 
 class BothEnhancers(CME):
@@ -272,9 +285,12 @@ def test_cme_alone():
         ]
 
     check_part(
-        "cme", lambda r: BothEnhancers(CONFIG.model.cme, r), modules.CME(CONFIG.model.cme),
-        lambda run, p: list(run(p, *inputs)), theirs,
-    )  # fmt: skip
+        "cme",
+        lambda r: BothEnhancers(CONFIG.model.cme, r),
+        modules.CME(CONFIG.model.cme),
+        lambda run, p: list(run(p, *inputs)),
+        theirs,
+    )
 
 
 def test_a_row_without_objects_and_regions(twin, stages):

@@ -13,5 +13,7 @@ def nested_text():
     return subprocess.run(
         [sys.executable, str(Path(__file__).with_name("programs.py"))],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout

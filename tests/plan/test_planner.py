@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+from html import unescape
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ import pytest
 from rb_jax import cli
 from rb_jax.config import Config, RematConfig, from_config_dict, paper_model, to_config_dict
 from rb_jax.errors import InputError
-from rb_jax.plan import page, planner, program, search
-from rb_jax.plan.compiling import Analysis
+from rb_jax.plan import compiling, page, planner, program, search
+from rb_jax.plan.analysis import Analysis
+from rb_jax.plan.compiling import CompileError
 from rb_jax.sharding.mesh import abstract_mesh
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import abstract_state
@@ -110,19 +112,19 @@ def test_frozen_weights_are_whole_where_there_is_room(monkeypatch):
     """LLaVA's 13.1 GiB fit beside a 64th of the rest on a chip of 32 GiB, not on one of 16."""
     made = paper(train__frozen=("mllm/language_model/**/kernel",))
     big, small = (planner.target(made, name, batch_per_chip=1) for name in ("v6e:8x8", "v5e:16x16"))
-    assert planner.frozen_layout(big) == "whole" and planner.frozen_layout(small) == "sharded"
+    assert planner.frozen_layout(big) == "replicated" and planner.frozen_layout(small) == "sharded"
     assert big.saving == pytest.approx(63 / 64 * 6.6e9 * 2, rel=0.05)
     split = planner.sharded(big)
     assert split.saving == 0 and split.state_bytes == small.state_bytes
     assert split.config.mesh.frozen == "sharded"
 
     def fails(*args, **kwargs):
-        raise InputError("compiling: RESOURCE_EXHAUSTED: Used 33.0G of 31.25G hbm. Exceeded")
+        raise CompileError("compiling: RESOURCE_EXHAUSTED: Used 33.0G of 31.25G hbm. Exceeded")
 
     monkeypatch.setattr(planner, "analyse", fails)
     note = f"; config.mesh.frozen=sharded saves {big.saving / 2**30:.1f} GiB"
     row = planner.compile_row(big)
-    assert row.note.endswith(note) and row.frozen == "whole"
+    assert row.note.endswith(note) and row.frozen == "replicated"
     row = planner.compile_row(small)
     assert row.note.endswith("memory") and row.frozen == "sharded"
 
@@ -130,18 +132,19 @@ def test_frozen_weights_are_whole_where_there_is_room(monkeypatch):
 def test_a_sampler_never_changes_any_weight():
     made = planner.target(config(), "v5p:2x2x1")
     assert planner.frozen_layout(made) == "sharded" and made.saving == 0
-    assert planner.frozen_layout(made, "sample") == "whole"
+    assert planner.frozen_layout(made, "sample") == "replicated"
     assert planner.frozen_layout(planner.sharded(made), "sample") == "sharded"
 
 
 def test_search_tries_whole_and_split_frozen_weights():
     made = config(train__frozen=("mmdit/single_blocks/**",))
     found = {
-        planner.frozen_layout(c.target): c for c in search.candidates(made, "v5p:2x2x1")
+        planner.frozen_layout(c.target): c
+        for c in search.candidates(made, "v5p:2x2x1")
         if c.target.mesh.shape["fsdp"] == 4 and c.target.config.train.batch_size == 16
-    }  # fmt: skip
-    assert found["whole"].gib > found["sharded"].gib
-    assert found["whole"].seconds <= found["sharded"].seconds
+    }
+    assert found["replicated"].gib > found["sharded"].gib
+    assert found["replicated"].seconds <= found["sharded"].seconds
 
 
 def test_model_flops_count_what_trains_and_what_a_gradient_passes():
@@ -164,18 +167,48 @@ def test_model_flops_count_what_trains_and_what_a_gradient_passes():
 
 def analysis(**changes) -> Analysis:
     values: dict[str, Any] = dict(
-        topology="v5p:2x2x1", slices=1, chips=4, mesh={"fsdp": 4}, hbm_peak_gib=11.0,
-        hbm_limit_gib=95.0, argument_gib=1.0, output_gib=1.0, alias_gib=1.0, temp_gib=1.0,
-        executed_tflop=2.0, executed_tflop_total=8.0, hbm_traffic_gib=3.0,
+        topology="v5p:2x2x1",
+        slices=1,
+        chips=4,
+        mesh={"fsdp": 4},
+        hbm_peak_gib=11.0,
+        hbm_limit_gib=95.0,
+        argument_gib=1.0,
+        output_gib=1.0,
+        alias_gib=1.0,
+        temp_gib=1.0,
+        executed_tflop=2.0,
+        executed_tflop_total=8.0,
+        hbm_traffic_gib=3.0,
         collectives=[
-            dict(kind="all-gather", axis="fsdp", runs=2, gib=3.0, exposed_gib=0.5, seconds=1.0,
-                 exposed_seconds=0.1),
-            dict(kind="all-reduce", axis="data", runs=2, gib=1.0, exposed_gib=0.25, seconds=1.0,
-                 exposed_seconds=0.1),
+            dict(
+                kind="all-gather",
+                axis="fsdp",
+                runs=2,
+                gib=3.0,
+                exposed_gib=0.5,
+                seconds=1.0,
+                exposed_seconds=0.1,
+            ),
+            dict(
+                kind="all-reduce",
+                axis="data",
+                runs=2,
+                gib=1.0,
+                exposed_gib=0.25,
+                seconds=1.0,
+                exposed_seconds=0.1,
+            ),
         ],
-        ops=[], predicted_step_s=0.5, compute_s=0.4, exposed_s=0.1, lower_s=1.0, compile_s=2.0,
-        rss_gib=1.0, assumptions=["links at 90%"],
-    )  # fmt: skip
+        ops=[],
+        predicted_step_s=0.5,
+        compute_s=0.4,
+        exposed_s=0.1,
+        lower_s=1.0,
+        compile_s=2.0,
+        rss_gib=1.0,
+        assumptions=["links at 90%"],
+    )
     return Analysis(**(values | changes))
 
 
@@ -194,13 +227,71 @@ def test_json_has_the_documented_keys(monkeypatch):
     assert keys <= set(row)
 
 
-def test_a_compiler_out_of_memory_becomes_a_row(monkeypatch):
-    def fails(*args, **kwargs):
-        raise InputError("compiling: RESOURCE_EXHAUSTED: Used 101.5G of 95.74G hbm. Exceeded")
+REFUSALS = {
+    "the whole program": ("RESOURCE_EXHAUSTED: Used 101.5G of 95.74G hbm. Exceeded", 101.5),
+    "one part of it": ("RESOURCE_EXHAUSTED: XLA:TPU: temporaries 131.39G exceed 95.74G", 131.39),
+    "a part that is named": ("Ran out of memory: ByteSize=102.2GiB) exceeds Root", 102.2),
+    "on several lines": ("RESOURCE_EXHAUSTED: in hbm.\nUsed 512.0G of 95.74G hbm", 512.0),
+    "something else": ("INTERNAL: a kernel took 3.0G) exceeds nothing", None),
+    "a crash": ("Segmentation fault", None),
+}
 
-    monkeypatch.setattr(planner, "analyse", fails)
-    (row,) = planner.plan(config(), ["v5p:2x2x1"])
-    assert not row.fits and row.hbm_peak_gib == 101.5 and "6.5 GiB over" in row.note
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_what_the_compiler_refuses_becomes_a_row(monkeypatch, refusal):
+    """The rows before and after it are not lost, and each is given as soon as it is done."""
+    log, needed = REFUSALS[refusal]
+    answers: list = [
+        analysis(),
+        CompileError("compiling for v5p:2x2x2: it refuses", log),
+        analysis(),
+    ]
+    taken = []
+
+    def analyse(*args, **kwargs):
+        assert len(taken) == 3 - len(answers)
+        answer = answers.pop(0)
+        if isinstance(answer, CompileError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(planner, "analyse", analyse)
+    names = ["v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4"]
+    made = planner.plan(config(), names, batch_per_chip=2, take=taken.append)
+    assert taken == made and [row.fits for row in made] == [True, False, True]
+    row = made[1]
+    assert row.hbm_peak_gib == needed
+    expected = "not compiled" if needed is None else f"{needed - 95:.1f} GiB over"
+    assert expected in row.note and row.note in planner.table(made)
+    assert row.note in unescape(page.render(made, "A plan", "rb-jax plan"))
+
+
+def test_the_command_keeps_what_is_done(monkeypatch, tmp_path, capsys):
+    """--json has every row that was finished when something ends the command."""
+    answers: list = [analysis(), InputError("no compiler for this here")]
+
+    def analyse(*args, **kwargs):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(planner, "analyse", analyse)
+    file = tmp_path / "small.py"
+    file.write_text(
+        "from rb_jax.config import Config, to_config_dict, paper_model\n"
+        "def get_config():\n"
+        "    config = to_config_dict(Config())\n"
+        f"    config.update_from_flattened_dict({SMALL!r})\n"
+        "    return config\n"
+    )
+    argv = ["plan", f"--config={file}", "--topology=v5p:2x2x1,v5p:2x2x2", "--batch_per_chip=2"]
+    assert cli.main([*argv, f"--json={tmp_path}/rows.json"]) == 2
+    assert [row["topology"] for row in json.loads((tmp_path / "rows.json").read_text())] == [
+        "v5p:2x2x1"
+    ]
+    out, err = capsys.readouterr()
+    assert "v5p:2x2x1" in out and err.splitlines()[-1] == "rb-jax: no compiler for this here"
 
 
 def test_table_and_page_show_every_row(monkeypatch):
@@ -208,14 +299,26 @@ def test_table_and_page_show_every_row(monkeypatch):
     text, html = planner.table(made), page.render(made, "A <plan>", "rb-jax plan --x='<'")
     for row in made:
         assert row.topology in text and row.topology in html
-    assert "frozen weights whole" not in text
-    assert "(0.25); frozen weights whole" in planner.table(
-        [dataclasses.replace(made[0], frozen="whole")]
+    assert "frozen weights replicated" not in text
+    assert "(0.25); frozen weights replicated" in planner.table(
+        [dataclasses.replace(made[0], frozen="replicated")]
     )
     assert "all-gather fsdp 3.00 (0.50)" in text and "* links at 90%" in text
     assert html.count("<svg") == 3 and "A &lt;plan&gt;" in html and "<plan>" not in html
     half = page.efficiency([made[0], dataclasses.replace(made[1], predicted_step_s=1.0)])
     assert sorted(half.values()) == [0.5, 1.0]
+
+
+def test_the_page_of_one_small_model(monkeypatch):
+    """No chart of a single point, no parameters rounded to nothing, no hundred names."""
+    monkeypatch.setattr(planner, "analyse", lambda *args, **kwargs: analysis())
+    one = planner.plan(config(), ["v5p:2x2x1"])
+    html = page.render(one, "A plan", "rb-jax plan")
+    assert "<svg" not in html and "11.0 of 95 GiB" in html
+    assert "0.0 B" not in html and f"<b>{one[0].params_b * 1e3:.1f} M</b>" in html
+    assert compiling._some([f"fusion.{i}" for i in range(75)]) == (
+        "fusion.0, fusion.1, fusion.2 and 72 more"
+    )
 
 
 # ---- search --------------------------------------------------------------------------------------

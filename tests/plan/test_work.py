@@ -75,9 +75,9 @@ SPLASH = [
     "%m = s8[1,9,9]{2,1,0} parameter(0)",
     "%q = bf16[2,24,4608,128]{3,2,1,0} parameter(1)",
     "%k = bf16[2,24,1536,128]{3,2,1,0} parameter(2)",
-    'ROOT %splash_mha_NAME.3 = (f32[2,512,128]{2,1,0}, bf16[2,24,4608,128]{3,2,1,0}) '
+    "ROOT %splash_mha_NAME.3 = (f32[2,512,128]{2,1,0}, bf16[2,24,4608,128]{3,2,1,0}) "
     'custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"',
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "products"), [("fwd_x", 2), ("dq_x", 3), ("dkv_x", 4)])
@@ -94,9 +94,9 @@ def test_cudnn_attention():
     lines = [
         "%q = bf16[1,512,24,128]{3,2,1,0} parameter(0)",
         "%k = bf16[1,640,24,128]{3,2,1,0} parameter(1)",
-        'ROOT %a = (bf16[1,24,512,128]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %k), '
+        "ROOT %a = (bf16[1,24,512,128]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %k), "
         'custom_call_target="__cudnn$fmhaSoftmax"',
-    ]  # fmt: skip
+    ]
     assert flops(lines) == 2 * 2 * 24 * 512 * 640 * 128
     backward = [line.replace("fmhaSoftmax", "fmhaSoftmaxBackward") for line in lines]
     assert flops(backward) == 5 * 2 * 24 * 512 * 640 * 128

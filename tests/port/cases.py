@@ -123,34 +123,58 @@ def _flux(layout: str, *, guidance: bool = True, in_width: int = 12, prefix: str
     latents, tokens = 3, 12
     values = {
         "mmdit": {
-            "width": 24, "heads": 2, "mlp_ratio": 4.0, "double_blocks": 2, "single_blocks": 3,
-            "context_width": 20, "axes_dim": (4, 4, 4), "guidance_embed": guidance,
-            "patch_size": 2, "prediction": "velocity",
+            "width": 24,
+            "heads": 2,
+            "mlp_ratio": 4.0,
+            "double_blocks": 2,
+            "single_blocks": 3,
+            "context_width": 20,
+            "axes_dim": (4, 4, 4),
+            "guidance_embed": guidance,
+            "patch_size": 2,
+            "prediction": "velocity",
             "source": "channel" if in_width == 2 * tokens else "sequence",
             "in_width": in_width if in_width > 2 * tokens else 0,
         },
         "autoencoder": {"latent_channels": latents},
         "text": {"width": 10},
-    }  # fmt: skip
+    }
     return _case("flux", layout, values, {"prefix": prefix}, {"_diffusers_version": "0.30.0"})
 
 
 def _vae(layout: str, prefix: str = "") -> Case:
     sizes = {
-        "channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "latent_channels": 3,
-        "norm_groups": 32, "scale_factor": 0.3611, "shift_factor": 0.1159,
-    }  # fmt: skip
+        "channels": 32,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "latent_channels": 3,
+        "norm_groups": 32,
+        "scale_factor": 0.3611,
+        "shift_factor": 0.1159,
+    }
     return _case("flux_vae", layout, {"autoencoder": sizes}, {"prefix": prefix})
 
 
 VISION = {
-    "image_size": 16, "patch_size": 8, "width": 24, "layers": 2, "heads": 3, "mlp_width": 40,
-    "activation": "quick_gelu", "norm_eps": 1e-5,
-}  # fmt: skip
+    "image_size": 16,
+    "patch_size": 8,
+    "width": 24,
+    "layers": 2,
+    "heads": 3,
+    "mlp_width": 40,
+    "activation": "quick_gelu",
+    "norm_eps": 1e-5,
+}
 TEXT = {
-    "vocab_size": 33, "max_length": 9, "width": 20, "layers": 3, "heads": 2, "mlp_width": 28,
-    "activation": "gelu", "norm_eps": 1e-6,
-}  # fmt: skip
+    "vocab_size": 33,
+    "max_length": 9,
+    "width": 20,
+    "layers": 3,
+    "heads": 2,
+    "mlp_width": 28,
+    "activation": "gelu",
+    "norm_eps": 1e-6,
+}
 
 
 def _post_norm(prefix: str) -> dict[str, tuple[int, ...]]:
@@ -173,10 +197,18 @@ def _clip(**names: str) -> Case:
 
 def _llava(layout: str, projector: str, names: Mapping[str, str]) -> Case:
     mllm = {
-        "vocab_size": 30, "width": 16, "mlp_width": 22, "layers": 2, "heads": 4, "kv_heads": 2,
-        "rope_theta": 5000.0, "norm_eps": 1e-5, "image_tokens": 0, "lora_rank": 0,
+        "vocab_size": 30,
+        "width": 16,
+        "mlp_width": 22,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "rope_theta": 5000.0,
+        "norm_eps": 1e-5,
+        "image_tokens": 0,
+        "lora_rank": 0,
         "projector": projector,
-    }  # fmt: skip
+    }
     vision: dict[str, Any] = {"width": VISION["width"], "feature_layer": -2}
     carried = {}
     if "vision" in names:
@@ -194,8 +226,12 @@ def _llava(layout: str, projector: str, names: Mapping[str, str]) -> Case:
 def _reasonbrain(prefix: str, parts: tuple[str, ...] = ("frce", "qformer", "cme")) -> Case:
     values = {"text": {"width": 20}, "vision": {"width": 24}, "regions": {"width": 6}}
     values["frce"] = {
-        "width": 16, "heads": 8, "patch_layers": 2, "region_layers": 1, "id_controller_layers": 2
-    }  # fmt: skip
+        "width": 16,
+        "heads": 8,
+        "patch_layers": 2,
+        "region_layers": 1,
+        "id_controller_layers": 2,
+    }
     values |= {"mllm": {"width": 18}, "mmdit": {"context_width": 26}}
     values["qformer"] = {"width": 24, "queries": 5, "layers": 2, "heads": 12}
     values["cme"] = {"width": 32, "queries": 7, "blocks": 2, "heads": 16}
@@ -208,11 +244,24 @@ def _reasonbrain(prefix: str, parts: tuple[str, ...] = ("frce", "qformer", "cme"
 
 def _sam(prefix: str = "") -> Case:
     sizes = {
-        "image_size": 32, "patch_size": 8, "width": 12, "layers": 3, "heads": 2, "mlp_width": 20,
-        "window_size": 3, "global_layers": (1,), "out_channels": 8, "decoder_layers": 2,
-        "decoder_heads": 2, "decoder_mlp_width": 10, "attention_downsample": 2,
-        "multimask_outputs": 3, "iou_head_layers": 3, "iou_head_width": 14, "mask_channels": 4,
-    }  # fmt: skip
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 12,
+        "layers": 3,
+        "heads": 2,
+        "mlp_width": 20,
+        "window_size": 3,
+        "global_layers": (1,),
+        "out_channels": 8,
+        "decoder_layers": 2,
+        "decoder_heads": 2,
+        "decoder_mlp_width": 10,
+        "attention_downsample": 2,
+        "multimask_outputs": 3,
+        "iou_head_layers": 3,
+        "iou_head_width": 14,
+        "mask_channels": 4,
+    }
     carried = {f"{prefix}prompt_encoder.shared_embedding.positional_embedding": (2, 4)}
     return _case("sam", "hf", {"sam": sizes}, {"prefix": prefix}, carried=carried)
 
@@ -229,17 +278,31 @@ def _spelling(language: str, head: str, projector: str, vision: str) -> dict[str
 
 # How transformers has spelt LLaVA over time.
 HF_LLAVA = {
-    "first": _spelling("language_model.model.", "language_model.", "multi_modal_projector.",
-                       "vision_tower.vision_model."),
-    "flat": _spelling("model.language_model.", "", "model.multi_modal_projector.",
-                      "model.vision_tower.vision_model."),
-    "flatter": _spelling("model.language_model.", "", "model.multi_modal_projector.",
-                         "model.vision_tower."),
-    "nested": _spelling("model.language_model.model.", "model.language_model.",
-                        "model.multi_modal_projector.", "model.vision_tower.vision_model."),
-    "bare": _spelling("language_model.model.", "language_model.", "multi_modal_projector.",
-                      "vision_tower."),
-}  # fmt: skip
+    "first": _spelling(
+        "language_model.model.",
+        "language_model.",
+        "multi_modal_projector.",
+        "vision_tower.vision_model.",
+    ),
+    "flat": _spelling(
+        "model.language_model.",
+        "",
+        "model.multi_modal_projector.",
+        "model.vision_tower.vision_model.",
+    ),
+    "flatter": _spelling(
+        "model.language_model.", "", "model.multi_modal_projector.", "model.vision_tower."
+    ),
+    "nested": _spelling(
+        "model.language_model.model.",
+        "model.language_model.",
+        "model.multi_modal_projector.",
+        "model.vision_tower.vision_model.",
+    ),
+    "bare": _spelling(
+        "language_model.model.", "language_model.", "multi_modal_projector.", "vision_tower."
+    ),
+}
 ORIGINAL_LLAVA = {"language": "model.", "projector": "model.mm_projector."}
 ORIGINAL_VISION = "model.vision_tower.vision_tower.vision_model."
 

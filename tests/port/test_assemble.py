@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rb_jax import editor as editor_module
+from rb_jax.checkpoint import stored
 from rb_jax.checkpoint.stored import load_weights
 from rb_jax.cli import main
 from rb_jax.data.inputs.text import Tokenizer
@@ -18,8 +19,7 @@ from rb_jax.port import assemble as assemble_module
 from rb_jax.port.assemble import assemble, merged_config
 from rb_jax.port.component import open_component
 from rb_jax.port.importing import import_checkpoint
-from rb_jax.train import loop, state
-from rb_jax.weights import folder as weights
+from rb_jax.train import initial, loop, state
 from rb_jax.weights.safetensors.reader import TensorFiles, verify
 from tests import tiny
 from tests.port import cases, whole
@@ -30,9 +30,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 CONFIGS = Path(__file__).parents[2] / "configs"
 TOKENIZER = Tokenizer.load().to_json() + "\n"
 LATENT = 12  # values of a token of z_t
-GIVEN = {"flux": ["mmdit"], "flux_vae": ["autoencoder"], "clip": ["text"],
-         "llava": ["mllm", "vision"],
-         "reasonbrain": ["cme", "frce", "projections", "qformer"]}  # fmt: skip
+GIVEN = {
+    "flux": ["mmdit"],
+    "flux_vae": ["autoencoder"],
+    "clip": ["text"],
+    "llava": ["mllm", "vision"],
+    "reasonbrain": ["cme", "frce", "projections", "qformer"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def patch():
         return tiny.definition(dataclasses.replace(config, data=data, train=train))
 
     with pytest.MonkeyPatch.context() as context:
-        for module in (assemble_module, editor_module, loop, state, weights):
+        for module in (assemble_module, editor_module, loop, state, stored, initial):
             context.setattr(module, "definition", definition)
         yield context
 
@@ -86,9 +90,17 @@ def test_every_parameter_has_its_origin(assembled, parts):
     image_tokens, words = config.model.mllm.image_tokens, whole.CONFIG.model.mllm.vocab_size
     assert config.model.mllm.vocab_size == words + image_tokens  # the export joined them
     assert config.model.vision == whole.CONFIG.model.vision
-    fresh = {"mllm/image_tokens", "mllm/textual_cue_proj", "mllm/visual_cue_proj", "regions",
-             "projections/v_hat", "projections/image", "projections/text",
-             "projections/visual_cues", "projections/textual_cues"}  # fmt: skip
+    fresh = {
+        "mllm/image_tokens",
+        "mllm/textual_cue_proj",
+        "mllm/visual_cue_proj",
+        "regions",
+        "projections/v_hat",
+        "projections/image",
+        "projections/text",
+        "projections/visual_cues",
+        "projections/textual_cues",
+    }
     for path, value in params.items():
         if path.endswith(("embed_tokens", "lm_head/kernel")) or path == "mmdit/img_in/kernel":
             continue
@@ -189,9 +201,11 @@ def test_llavas_vision_tower_outranks_clips(tmp_path):
     folder = tmp_path / "other"
     case = dataclasses.replace(
         cases.CASES["llava hf first"],
-        values={**cases.CASES["llava hf first"].values,
-                "vision": {**cases.VISION, "layers": 3, "feature_layer": -2}},
-    )  # fmt: skip
+        values={
+            **cases.CASES["llava hf first"].values,
+            "vision": {**cases.VISION, "layers": 3, "feature_layer": -2},
+        },
+    )
     config = json.loads(json.dumps(dict(case.config)))
     config["vision_config"]["num_hidden_layers"] = 3
     cases.write(folder, cases.tensors(case), config)

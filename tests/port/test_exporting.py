@@ -34,13 +34,18 @@ from tests.port.test_importing import FORMATS, MAIN
 
 # Layouts of one family that say the same: each there and back by way of the other.
 PAIRS = [
-    ("flux diffusers", "diffusers", "bfl"), ("flux bfl", "bfl", "diffusers"),
-    ("flux diffusers schnell", "diffusers", "bfl"), ("flux bfl 2x", "bfl", "diffusers"),
-    ("flux diffusers 6x", "diffusers", "bfl"), ("flux bfl prefixed", "bfl", "diffusers"),
-    ("vae diffusers", "diffusers", "bfl"), ("vae bfl", "bfl", "diffusers"),
-    ("llava hf first", "hf", "official"), ("llava original", "official", "hf"),
+    ("flux diffusers", "diffusers", "bfl"),
+    ("flux bfl", "bfl", "diffusers"),
+    ("flux diffusers schnell", "diffusers", "bfl"),
+    ("flux bfl 2x", "bfl", "diffusers"),
+    ("flux diffusers 6x", "diffusers", "bfl"),
+    ("flux bfl prefixed", "bfl", "diffusers"),
+    ("vae diffusers", "diffusers", "bfl"),
+    ("vae bfl", "bfl", "diffusers"),
+    ("llava hf first", "hf", "official"),
+    ("llava original", "official", "hf"),
     ("llava hf linear", "hf", "official"),
-]  # fmt: skip
+]
 
 
 def part_of(folder, case, params):
@@ -236,9 +241,12 @@ def test_what_a_layout_cannot_say_of_a_whole_model_is_listed(tmp_path, capsys):
     folder = write(tmp_path / "model", {"a": np.zeros(2)}, dataclasses.asdict(tiny.CONFIG))
     refused = {
         "diffusers": ["mmdit.mlp_ratio must be 4 in diffusers, not 2"],
-        "bfl": ["autoencoder.norm_groups must be 32", "autoencoder.scale_factor must be 0.3611",
-                "autoencoder.shift_factor must be 0.1159"],
-    }  # fmt: skip
+        "bfl": [
+            "autoencoder.norm_groups must be 32",
+            "autoencoder.scale_factor must be 0.3611",
+            "autoencoder.shift_factor must be 0.1159",
+        ],
+    }
     for layout, messages in refused.items():
         argv = ["export", f"--checkpoint={folder}", f"--format={layout}"]
         assert main([*argv, f"--out={tmp_path}/out"]) == 2

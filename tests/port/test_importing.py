@@ -17,12 +17,29 @@ from tests.port.cases import CASES, DTYPES, config_of, content, source, tensors,
 
 pytestmark = pytest.mark.usefixtures("cached_porters")
 
-FORMATS = {"diffusers": "diffusers", "bfl": "bfl", "hf": "hf", "official": "official",
-           "original": "official"}  # fmt: skip
+FORMATS = {
+    "diffusers": "diffusers",
+    "bfl": "bfl",
+    "hf": "hf",
+    "official": "official",
+    "original": "official",
+}
 # Each layout in every dtype; the other spellings and sizes in the mixed one.
-MAIN = [name for name in ("flux diffusers", "flux bfl", "vae diffusers", "vae bfl", "clip",
-                          "llava hf first", "llava original", "reasonbrain", "sam")
-        if name in CASES]  # fmt: skip
+MAIN = [
+    name
+    for name in (
+        "flux diffusers",
+        "flux bfl",
+        "vae diffusers",
+        "vae bfl",
+        "clip",
+        "llava hf first",
+        "llava original",
+        "reasonbrain",
+        "sam",
+    )
+    if name in CASES
+]
 TRIPS = [(name, kind) for name in MAIN for kind in DTYPES]
 TRIPS += [(name, "mixed") for name in CASES if name not in MAIN]
 
@@ -54,9 +71,10 @@ def test_our_layout(tmp_path):
     """The imported file as any safetensors reader sees it: our paths, layers stacked."""
     given = source(tmp_path / "source", "clip text")
     import_checkpoint(given, tmp_path / "part")
-    theirs, ours = load_file(given / "model.safetensors"), load_file(
-        tmp_path / "part" / "model.safetensors"
-    )  # fmt: skip
+    theirs, ours = (
+        load_file(given / "model.safetensors"),
+        load_file(tmp_path / "part" / "model.safetensors"),
+    )
     layers = [theirs[f"text_model.encoder.layers.{i}.mlp.fc1.weight"].T for i in range(3)]
     assert ours["text/layers/mlp/fc1/kernel"].tobytes() == np.stack(layers).tobytes()
     embedding = theirs["text_model.embeddings.token_embedding.weight"]
@@ -122,7 +140,7 @@ SETTINGS = {
     "frce.head=8": "config.model.frce.head: no such key; did you mean model.frce.heads?",
     "nose.heads=8": "config.model.nose: no such group",
     "frce.heads=eight": "config.model.frce.heads: expected int, got 'eight'",
-    "frce.heads=0": "config.model.frce.heads cannot be 0",
+    "frce.heads=0": "config.model.frce.heads: must be positive, got 0",
     "dtype.x=1": "config.model.dtype: no such group",
 }
 
@@ -154,8 +172,11 @@ def test_lost_bits_are_an_error_that_lists_all(tmp_path, capsys):
     argv = ["import", f"--source={given}", f"--out={tmp_path}/part", "--dtype=bfloat16"]
     assert main(argv) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    lost = ("mmdit/double_blocks/img/attn/qkv/kernel", "mmdit/final_layer/linear/kernel",
-            "mmdit/img_in/bias")  # fmt: skip
+    lost = (
+        "mmdit/double_blocks/img/attn/qkv/kernel",
+        "mmdit/final_layer/linear/kernel",
+        "mmdit/img_in/bias",
+    )
     assert message.endswith("; ".join(f"{path} would lose bits as bfloat16" for path in lost))
     assert "--allow_rounding" in message
     assert left(tmp_path) == ["source", "source/config.json", "source/model.safetensors"]
@@ -230,8 +251,10 @@ def test_an_end_in_the_middle_leaves_nothing(verb, error, tmp_path, monkeypatch)
 def test_a_folder_with_something_in_it_is_not_overwritten(verb, tmp_path, capsys):
     given = source(tmp_path / "source", "clip text")
     import_checkpoint(given, tmp_path / "part")
-    argv = {"import": ["import", f"--source={given}"],
-            "export": ["export", f"--checkpoint={tmp_path}/part", "--format=hf"]}[verb]  # fmt: skip
+    argv = {
+        "import": ["import", f"--source={given}"],
+        "export": ["export", f"--checkpoint={tmp_path}/part", "--format=hf"],
+    }[verb]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("x")
     (tmp_path / "file").write_text("x")
@@ -307,42 +330,68 @@ HOSTILE = {
     "more bytes": (broken_file(lambda data: data + b"xx"), "after the last tensor"),
     "nothing": (text("readme", ""), "no .safetensors file in it"),
     "a way out": (index_out_of_the_folder, "is not the name of a .safetensors file"),
-    "unknown tensors": (lambda f: save_file({"a.b": np.zeros(2)}, f / "model.safetensors"),
-                        "not the names of any family (flux, flux_vae, llava"),
-    "config of no JSON": (both(other_config("clip text"), text("config.json", "{")),
-                          "not readable as JSON"),
-    "config of a list": (both(other_config("clip text"), text("config.json", "[]")),
-                         "expected a JSON object"),
-    "deep config": (both(other_config("clip text"), text("config.json", "[" * 10**5)),
-                    "not readable as JSON"),
-    "heads in words": (other_config("flux diffusers", num_attention_heads="two"),
-                       "sizes of a flux"),
+    "unknown tensors": (
+        lambda f: save_file({"a.b": np.zeros(2)}, f / "model.safetensors"),
+        "not the names of any family (flux, flux_vae, llava",
+    ),
+    "config of no JSON": (
+        both(other_config("clip text"), text("config.json", "{")),
+        "not readable as JSON",
+    ),
+    "config of a list": (
+        both(other_config("clip text"), text("config.json", "[]")),
+        "expected a JSON object",
+    ),
+    "deep config": (
+        both(other_config("clip text"), text("config.json", "[" * 10**5)),
+        "not readable as JSON",
+    ),
+    "heads in words": (
+        other_config("flux diffusers", num_attention_heads="two"),
+        "sizes of a flux",
+    ),
     "no heads": (other_config("llava hf first", text_config=LLAVA_HEADS), "sizes of a llava"),
     "a list of sizes": (other_config("clip", vision_config=[1]), "sizes of a clip"),
-    "layers below zero": (other_config("clip text", num_hidden_layers=-1),
-                          "config.model.text.layers cannot be -1"),
-    "layers without end": (other_config("flux diffusers", num_layers=10**6),
-                           "mmdit.double_blocks=1000000 is more than its tensors"),
-    "a width without end": (other_config("flux diffusers", attention_head_dim=10**12),
-                            "config.model.mmdit.width cannot be"),
+    "layers below zero": (
+        other_config("clip text", num_hidden_layers=-1),
+        "config.model.text.layers: must be positive, got -1",
+    ),
+    "layers without end": (
+        other_config("flux diffusers", num_layers=10**6),
+        "mmdit.double_blocks=1000000 is more than its tensors",
+    ),
+    "a width without end": (
+        other_config("flux diffusers", attention_head_dim=10**12),
+        "config.model.mmdit.width cannot be",
+    ),
     "an odd activation": (other_config("clip text", hidden_act="relu"), "'relu' is not one of"),
-    "no number": (other_config("clip text", layer_norm_eps=float("nan")), "norm_eps cannot be nan"),
-    "groups that divide nothing": (other_config("vae diffusers", norm_num_groups=7),
-                                   "sizes of a flux_vae"),
-    "another kind of VAE": (other_config("vae diffusers", use_quant_conv=True),
-                            "use_quant_conv=True is not supported"),
+    "no number": (
+        other_config("clip text", layer_norm_eps=float("nan")),
+        "norm_eps: must be positive",
+    ),
+    "groups that divide nothing": (
+        other_config("vae diffusers", norm_num_groups=7),
+        "sizes of a flux_vae",
+    ),
+    "another kind of VAE": (
+        other_config("vae diffusers", use_quant_conv=True),
+        "use_quant_conv=True is not supported",
+    ),
     "a vector for a matrix": (other_tensors("flux bfl", img_in__weight=(3,)), "sizes of a flux"),
     "heads of no width": (
         other_tensors("flux bfl", double_blocks__0__img_attn__norm__query_norm__scale=(0,)),
-        "sizes of a flux"),
+        "sizes of a flux",
+    ),
     "widths that contradict each other": (
         other_tensors("flux bfl", txt_in__bias=(7,), single_blocks__2__linear1__bias=None),
-        "missing single_blocks.2.linear1.bias; txt_in.bias has shape (7,), expected (24,)"),
+        "missing single_blocks.2.linear1.bias; txt_in.bias has shape (7,), expected (24,)",
+    ),
     "a projector that is not linear": (
         other_tensors("llava hf linear", multi_modal_projector__linear_2__weight=(16, 16)),
-        "'a general matrix' is not supported"),
+        "'a general matrix' is not supported",
+    ),
     "a pickle": (text("pytorch_model.bin", "x"), "a pickle"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

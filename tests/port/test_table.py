@@ -26,19 +26,27 @@ TRANSFORMS = {
 # Two layers of q and k (fused here), and a vocabulary that is cut in words and new words here.
 SMALL = Table(
     (
-        *stacked("blocks.{}.", "blocks/", (0, 2), [
-            Rule(("q.weight", "k.weight"), ("qk/kernel",), LINEAR, (2, 3)),
-            Rule(("q.bias", "k.bias"), ("qk/bias",), sizes=(2, 3)),
-        ]),
+        *stacked(
+            "blocks.{}.",
+            "blocks/",
+            (0, 2),
+            [
+                Rule(("q.weight", "k.weight"), ("qk/kernel",), LINEAR, (2, 3)),
+                Rule(("q.bias", "k.bias"), ("qk/bias",), sizes=(2, 3)),
+            ],
+        ),
         Rule(("head.weight",), ("head/kernel", "new/kernel"), LINEAR),
         rule("scale", "scale"),
     ),
     (r"old\..*",),
-)  # fmt: skip
+)
 SHAPES = {
-    "blocks/qk/kernel": (2, 4, 5), "blocks/qk/bias": (2, 5),
-    "head/kernel": (4, 6), "new/kernel": (4, 1), "scale": (),
-}  # fmt: skip
+    "blocks/qk/kernel": (2, 4, 5),
+    "blocks/qk/bias": (2, 5),
+    "head/kernel": (4, 6),
+    "new/kernel": (4, 1),
+    "scale": (),
+}
 PORTER = Porter(SMALL, SHAPES)
 
 
@@ -185,7 +193,5 @@ def test_tables_that_name_a_parameter_twice_or_not_at_all_are_refused(message):
 
 def test_names_that_differ_in_a_number_are_grouped():
     names = ["a.0.b", "a.1.b", "a.2.b", "a.5.b", "a.1.c", "alone", "x/3/y", "h2.w", "a.1.b.7.c"]
-    assert grouped(names) == [
-        "a.1.b.7.c", "a.1.c", "a.{0-2,5}.b", "alone", "h2.w", "x/3/y"
-    ]  # fmt: skip
+    assert grouped(names) == ["a.1.b.7.c", "a.1.c", "a.{0-2,5}.b", "alone", "h2.w", "x/3/y"]
     assert grouped([]) == []

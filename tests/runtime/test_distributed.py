@@ -12,21 +12,30 @@ from rb_jax.runtime.distributed import plan
 ADDRESS = "host-0:1234"
 JAX = {"JAX_COORDINATOR_ADDRESS": ADDRESS}
 SLURM = {
-    "SLURM_JOB_ID": "17", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_STEP_NUM_NODES": "2",
-    "SLURM_NTASKS": "8", "SLURM_PROCID": "6", "SLURM_LOCALID": "2",
-}  # fmt: skip
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "6",
+    "SLURM_LOCALID": "2",
+}
 A_NODE = SLURM | {"SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_GPUS_ON_NODE": "4"}
 POD = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "1"}
 SINGLE = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-SLICES = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1",
-          "MEGASCALE_COORDINATOR_ADDRESS": "a"}  # fmt: skip
+SLICES = {
+    "MEGASCALE_NUM_SLICES": "2",
+    "MEGASCALE_SLICE_ID": "1",
+    "MEGASCALE_COORDINATOR_ADDRESS": "a",
+}
 
 
 def explicit(index, count):
     return {
-        "coordinator_address": ADDRESS, "num_processes": count, "process_id": index,
+        "coordinator_address": ADDRESS,
+        "num_processes": count,
+        "process_id": index,
         "cluster_detection_method": "deactivate",
-    }  # fmt: skip
+    }
 
 
 def by(method, **more):
@@ -49,12 +58,18 @@ def by(method, **more):
         # own of all, and two tasks share.
         (A_NODE, by("slurm", local_device_ids=[0, 1, 2, 3])),
         (A_NODE | {"CUDA_VISIBLE_DEVICES": "2,3"}, by("slurm", local_device_ids=[0, 1])),
-        (SLURM | {"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "2"},
-         by("slurm", local_device_ids=[0])),
-        (SLURM | {"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
-         by("slurm", local_device_ids=[2])),
-        (A_NODE | {"SLURM_NTASKS": "4", "SLURM_LOCALID": "1"},
-         by("slurm", local_device_ids=[2, 3])),
+        (
+            SLURM | {"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "2"},
+            by("slurm", local_device_ids=[0]),
+        ),
+        (
+            SLURM | {"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            by("slurm", local_device_ids=[2]),
+        ),
+        (
+            A_NODE | {"SLURM_NTASKS": "4", "SLURM_LOCALID": "1"},
+            by("slurm", local_device_ids=[2, 3]),
+        ),
         (A_NODE | {"JAX_LOCAL_DEVICE_IDS": "1"}, by("slurm")),
         # Cloud TPU: hosts of a slice, several slices, and neither.
         (POD, by("gketpu")),
@@ -66,7 +81,7 @@ def by(method, **more):
         (POD | {"JAX_PLATFORMS": "cpu"}, None),
         (POD | {"JAX_PLATFORMS": ""}, by("gketpu")),
     ],
-)  # fmt: skip
+)
 def test_what_the_environment_says(environ, expected):
     assert plan(environ) == expected
 
@@ -112,7 +127,10 @@ def test_the_command_says_so_in_one_line(tmp_path):
     flags = ["--config=configs/reasonworld.py", f"--workdir={tmp_path}", "--num_processes=2"]
     ended = subprocess.run(
         [sys.executable, "-m", "rb_jax", "train", *flags, "--process_id=0"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1 and "--coordinator_address not given" in ended.stderr

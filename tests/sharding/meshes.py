@@ -34,7 +34,7 @@ from tests import tiny
 MESHES = [
     MeshConfig(data=8),
     MeshConfig(data=1, fsdp=8),
-    MeshConfig(data=1, fsdp=4, tensor=2, frozen="whole"),
+    MeshConfig(data=1, fsdp=4, tensor=2, frozen="replicated"),
     MeshConfig(data=1, context=8),
     MeshConfig(data=2, context=4),
     MeshConfig(data=2, fsdp=2, tensor=2),
@@ -43,12 +43,18 @@ MESHES = [
 STEPS, ROWS = 20, 8
 # 5 x 5 image and 18 conditioning tokens, 3 heads: nothing is a multiple of the axes.
 SETTINGS: dict[str, Any] = dict(
-    data__image_size=40, train__batch_size=ROWS, train__steps=STEPS, train__eval_examples=0,
+    data__image_size=40,
+    train__batch_size=ROWS,
+    train__steps=STEPS,
+    train__eval_examples=0,
     # At larger rates what rounding does to the first steps grows from step to step.
-    optimizer__clip_norm=0.0, optimizer__learning_rate=1e-4, flow__drop_condition=0.3,
-    data__name="synthetic", model__mmdit__single_blocks=2,
+    optimizer__clip_norm=0.0,
+    optimizer__learning_rate=1e-4,
+    flow__drop_condition=0.3,
+    data__name="synthetic",
+    model__mmdit__single_blocks=2,
     train__frozen=("autoencoder/**", "mllm/language_model/layers/mlp/**"),
-)  # fmt: skip
+)
 
 
 def config(task: str) -> Config:

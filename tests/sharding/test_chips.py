@@ -19,11 +19,17 @@ def test_a_gpu_has_no_clock_here():
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"),
-        ("TPU v6 lite", "v6e"), ("TPU7x", "tpu7x"), ("NVIDIA H200", "h200"),
-        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("TPU7x", "tpu7x"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
     ],
-)  # fmt: skip
+)
 def test_kinds_of_devices(kind, name):
     assert chip_of(kind) is CHIPS[name]
 

@@ -23,10 +23,12 @@ def on_eight_devices(check: str, task: str, *meshes: int) -> dict[str, dict[str,
     """How far the results on meshes are from one device's."""
     flags = f"--xla_force_host_platform_device_count=8 {quick.FLAGS}"
     run = subprocess.run(
-        [sys.executable, "-m", "tests.sharding.meshes", check, task, *map(str, meshes)], cwd=ROOT,
-        capture_output=True, text=True,
+        [sys.executable, "-m", "tests.sharding.meshes", check, task, *map(str, meshes)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert len(found) == len(meshes)

@@ -29,9 +29,10 @@ def test_every_rule_matches_a_parameter(pattern):
     """Only as the first match: a rule behind a wider one would never be read."""
     before = [p for p, _ in rules.RULES[: [p for p, _ in rules.RULES].index(pattern)]]
     found = [
-        path for path in SHAPES
+        path
+        for path in SHAPES
         if rules.matches(pattern, path) and not any(rules.matches(p, path) for p in before)
-    ]  # fmt: skip
+    ]
     assert found
 
 
@@ -86,7 +87,9 @@ def test_moments_lie_as_their_parameters():
 
 def test_whole_frozen_weights_are_split_by_heads_alone():
     there = mesh(1, 4, 2, 1)
-    sharded, whole = (rules.state_shardings(there, abstract(), f) for f in ("sharded", "whole"))
+    sharded, whole = (
+        rules.state_shardings(there, abstract(), f) for f in ("sharded", "replicated")
+    )
     path = "mllm/language_model/layers/self_attn/q_proj/kernel"
     assert tuple(sharded.frozen[path].spec) == (None, "fsdp", "tensor")
     assert tuple(whole.frozen[path].spec) == (None, None, "tensor")
@@ -106,14 +109,14 @@ def test_modulations_that_never_train_lie_whole():
 
 
 @pytest.mark.parametrize(
-    ("room", "expected"), [(1.001, "whole"), (0.999, "sharded"), (0.0, "sharded")]
+    ("room", "expected"), [(1.001, "replicated"), (0.999, "sharded"), (0.0, "sharded")]
 )
 def test_auto_keeps_frozen_weights_whole_where_the_state_leaves_room(monkeypatch, room, expected):
     """``room``: of the memory that the state with whole frozen weights takes."""
     there, state = mesh(1, 4, 2, 1), abstract()
     both: Any = ((rules.state_shardings, state), (rules.param_shardings, state.frozen))
     for layouts, tree in both:
-        needed = rules.bytes_per_device(tree, layouts(there, tree, "whole"))
+        needed = rules.bytes_per_device(tree, layouts(there, tree, "replicated"))
         assert needed > rules.bytes_per_device(tree, layouts(there, tree, "sharded"))
         monkeypatch.setattr(rules, "_room", lambda mesh, bytes=room * needed: bytes)
         assert layouts(there, tree, "auto") == layouts(there, tree, expected)
@@ -133,4 +136,4 @@ def test_bytes_per_device():
     there = mesh(1, 4, 2, 1)
     given = {"mmdit/double_blocks/img/attn/qkv/kernel": jax.ShapeDtypeStruct((3, 8, 6), "bfloat16")}
     assert rules.bytes_per_device(given, rules.param_shardings(there, given)) == 3 * 8 * 6 * 2 // 8
-    assert rules.bytes_per_device(given, rules.param_shardings(there, given, "whole")) == 144
+    assert rules.bytes_per_device(given, rules.param_shardings(there, given, "replicated")) == 144

@@ -48,14 +48,18 @@ def torture(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
     chosen = list(itertools.product(counts, counts))
     peace = stops.peaceful(folder)
     parts = {
-        "damage": (args.flips + args.cuts, lambda: damage.damage(
-            peace, args.flips, args.cuts, args.seed)),
+        "damage": (
+            args.flips + args.cuts,
+            lambda: damage.damage(peace, args.flips, args.cuts, args.seed),
+        ),
         "kills": (args.kills, lambda: stops.kills(peace, folder, args.kills, args.seed)),
         "stops": (args.stops, lambda: stops.stops(peace, folder, args.stops, args.seed)),
         "disks": (args.disks, lambda: damage.full_disks(peace, folder / "disks", args.disks)),
-        "elastic": (len(chosen) + args.processes, lambda: elastic.pairs(
-            folder / "elastic", chosen, args.processes, args.steps)),
-    }  # fmt: skip
+        "elastic": (
+            len(chosen) + args.processes,
+            lambda: elastic.pairs(folder / "elastic", chosen, args.processes, args.steps),
+        ),
+    }
     results = {}
     for name, (count, part) in parts.items():
         if count:

@@ -18,8 +18,9 @@ CLOSE = 1e-5  # of float32 losses, whose sums are in another order
 
 def pairs(folder: Path, chosen: Iterable[tuple[int, int]], processes: bool, steps: int) -> dict:
     """Every pair of device counts; with ``processes`` also from one process to two and back."""
-    config = child.write_config(folder, steps=steps, log_every=1, eval_every=500,
-                                eval_examples=0, checkpoint_every=500)  # fmt: skip
+    config = child.write_config(
+        folder, steps=steps, log_every=1, eval_every=500, eval_examples=0, checkpoint_every=500
+    )
     child.run(config, folder / "peace")
     worst, done, wrong = 0.0, [], []
     plans = [((1, a), (1, b)) for a, b in chosen]

@@ -15,8 +15,13 @@ def test_a_little_torture():
     command = [sys.executable, "-m", "tests.torture", *sizes, "--no-processes", "--steps=60"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
-    for line in ("damage: bit flips 60", "kills: SIGKILLs 2", "stops: SIGTERMs 1",
-                 "elastic: changes 4", "0 wrong"):  # fmt: skip
+    for line in (
+        "damage: bit flips 60",
+        "kills: SIGKILLs 2",
+        "stops: SIGTERMs 1",
+        "elastic: changes 4",
+        "0 wrong",
+    ):
         assert line in ended.stdout
 
 
@@ -54,10 +59,16 @@ def test_nothing_outlives_a_killed_run(tmp_path):
     """Killed while two processes make its examples, one of which was killed before."""
     shared = set(os.listdir("/dev/shm"))
     command = [
-        "-m", "tests.train.worker", "none", "0", "train", "--config=configs/reasonworld.py",
-        f"--workdir={tmp_path / 'run'}", "--config.data.count=200000",
+        "-m",
+        "tests.train.worker",
+        "none",
+        "0",
+        "train",
+        "--config=configs/reasonworld.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.count=200000",
         "--config.train.autoencoder_from=",
-    ]  # fmt: skip
+    ]
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=log, stderr=log)
     try:

@@ -47,13 +47,20 @@ JOBSET_FAILURE_RULE = _object(
     },
     {
         "onJobFailureReasons": _list(
-            {"enum": ["BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes",
-                      "MaxFailedIndexesExceeded", "PodFailurePolicy"]}
+            {
+                "enum": [
+                    "BackoffLimitExceeded",
+                    "DeadlineExceeded",
+                    "FailedIndexes",
+                    "MaxFailedIndexesExceeded",
+                    "PodFailurePolicy",
+                ]
+            }
         ),
         "onJobFailureMessagePatterns": _list(TEXT),
         "targetReplicatedJobs": _list(LABEL),
     },
-)  # fmt: skip
+)
 
 ANNOTATIONS = {"type": "object", "additionalProperties": {"type": "string"}}
 CLAIM = _object({"name": LABEL, "persistentVolumeClaim": _object({"claimName": LABEL})})

@@ -234,10 +234,13 @@ def test_xpk(tmp_path):
 
 @pytest.mark.parametrize(
     "flags, message",
-    [([], "--tpu-type=VALUE is required"), (["--tpu-type=h100-8"], "not a TPU"),
-     (["--tpu-type=v5p-8", "--slices=x"], "must be a whole number"),
-     (["--tpu-type=v5p-8", "--workdir=gs://b/run"], "storage that xpk mounts")],
-)  # fmt: skip
+    [
+        ([], "--tpu-type=VALUE is required"),
+        (["--tpu-type=h100-8"], "not a TPU"),
+        (["--tpu-type=v5p-8", "--slices=x"], "must be a whole number"),
+        (["--tpu-type=v5p-8", "--workdir=gs://b/run"], "storage that xpk mounts"),
+    ],
+)
 def test_xpk_bad_flags(tmp_path, flags, message):
     fakes = Fakes(tmp_path)
     done = fakes.run(TPU / "xpk.sh", *XPK, *flags)

@@ -106,9 +106,12 @@ def test_best_effort_is_alpha(fakes):
 
 @pytest.mark.parametrize(
     "kind, image",
-    [("v4-8", "tpu-ubuntu2204-base"), ("v5litepod-16", "v2-alpha-tpuv5-lite"),
-     ("v6e-8", "v2-alpha-tpuv6e")],
-)  # fmt: skip
+    [
+        ("v4-8", "tpu-ubuntu2204-base"),
+        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v6e-8", "v2-alpha-tpuv6e"),
+    ],
+)
 def test_image_of_the_type(fakes, kind, image):
     create = dry_run(
         fakes, "--name=a", "--zone=z", "--workdir=gs://b/r", f"--accelerator-type={kind}"

@@ -8,8 +8,8 @@ import shutil
 import time
 
 import pytest
-from jax._src.clusters import ClusterEnv
 
+from rb_jax.runtime.jax_internals import detect_slurm
 from tests.tpu.launchers import REPO, TPU, Fakes
 
 SCRIPT = TPU / "slurm.sbatch"
@@ -48,13 +48,18 @@ def test_directives():
 
 
 def test_jax_takes_the_gpu_with_the_local_number(monkeypatch):
-    place = {"JOB_ID": "77", "STEP_NODELIST": "gpu[07-08]", "NTASKS": "16", "PROCID": "9",
-             "LOCALID": "1", "STEP_NUM_NODES": "2"}  # fmt: skip
+    place = {
+        "JOB_ID": "77",
+        "STEP_NODELIST": "gpu[07-08]",
+        "NTASKS": "16",
+        "PROCID": "9",
+        "LOCALID": "1",
+        "STEP_NUM_NODES": "2",
+    }
     for name, value in place.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    detect = ClusterEnv.auto_detect_unset_distributed_params
-    address, count, index, devices = detect(None, None, None, None, "slurm", 10)
-    assert str(address).startswith("gpu07:")
+    address, count, index, devices = detect_slurm()
+    assert address.startswith("gpu07:")
     assert (count, index, devices) == (16, 9, [1])
 
 

@@ -105,11 +105,11 @@ FAKES = {
     "curl": "true",
     "lsb_release": "echo jammy",
     "fusermount": "exit 1",
-    "mountpoint": '[[ -e $2/mounted ]]',
+    "mountpoint": "[[ -e $2/mounted ]]",
     "apt-get": '[[ $* == *install* ]] && cp "$BIN/gcsfuse.new" "$BIN/gcsfuse"',
-    "gcsfuse.new": 'if [[ $1 == --help ]]; then echo --metadata-cache-negative-ttl-secs int; '
+    "gcsfuse.new": "if [[ $1 == --help ]]; then echo --metadata-cache-negative-ttl-secs int; "
     'else touch "${@: -1}/mounted"; fi',
-}  # fmt: skip
+}
 
 
 def test_mount_installs_once_and_mounts_once(tmp_path):

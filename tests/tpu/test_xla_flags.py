@@ -96,10 +96,10 @@ def test_gpu_flags_are_known():
 
 def test_the_table_is_whole():
     for name, (meaning, values) in xla_flags.FLAGS.items():
-        assert meaning and values and set(values) <= set(xla_flags.CHIPS), name
+        assert meaning and values and set(values) <= set(xla_flags.NAMES), name
         gpu = name.startswith("xla_gpu_")
         assert set(values) <= set(xla_flags.GPUS if gpu else xla_flags.TPUS), name
-    assert all(len(xla_flags.flags(chip)) > 5 for chip in xla_flags.CHIPS)
+    assert all(len(xla_flags.flags(chip)) > 5 for chip in xla_flags.NAMES)
     assert set(TOPOLOGIES) == set(xla_flags.TPUS)
 
 

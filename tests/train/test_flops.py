@@ -31,9 +31,13 @@ def test_matrix_products(equation, left, right, expected):
 def test_convolutions(stride, groups):
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), "SAME", feature_group_count=groups,
+            x,
+            kernel,
+            (stride, stride),
+            "SAME",
+            feature_group_count=groups,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        )
 
     count = count_flops(convolve, shape(2, 8, 10, 6), shape(3, 5, 6 // groups, 9))
     pixels = 2 * (8 // stride) * (10 // stride)

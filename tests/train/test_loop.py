@@ -60,7 +60,10 @@ def test_stopped_and_continued_equals_uninterrupted(tmp_path, monkeypatch):
     assert final_hash(tmp_path / "whole", 7) == final_hash(tmp_path / "parts", 7)
     whole = rows(tmp_path / "whole")
     assert [(r["step"], r["kind"]) for r in whole if r["kind"] == "train"] == [
-        (3, "train"), (6, "train"), (7, "train")]  # fmt: skip
+        (3, "train"),
+        (6, "train"),
+        (7, "train"),
+    ]
     assert whole == rows(tmp_path / "parts")  # with the evaluation due at the step of the stop
 
 

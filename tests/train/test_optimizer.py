@@ -73,8 +73,14 @@ def test_every_optimizer_walks_down_a_bowl(name):
 
 def test_the_first_adamw_update_is_a_step_of_the_rate_and_decays_matrices_alone():
     rate = 1e-2
-    made = config(learning_rate=rate, schedule="constant", warmup_steps=0, weight_decay=0.5,
-                  clip_norm=0.0, eps=1e-15)  # fmt: skip
+    made = config(
+        learning_rate=rate,
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=0.5,
+        clip_norm=0.0,
+        eps=1e-15,
+    )
     params, grads, updates = updated(made)
     for path, update in updates.items():
         decay = 0.5 * params[path] if path.endswith(("kernel", "lora_a")) else 0.0
@@ -82,8 +88,9 @@ def test_the_first_adamw_update_is_a_step_of_the_rate_and_decays_matrices_alone(
 
 
 def test_lion_moves_by_signs():
-    made = config(name="lion", learning_rate=1e-3, warmup_steps=0, schedule="constant",
-                  weight_decay=0.0)  # fmt: skip
+    made = config(
+        name="lion", learning_rate=1e-3, warmup_steps=0, schedule="constant", weight_decay=0.0
+    )
     _, grads, updates = updated(made)
     for path, update in updates.items():
         np.testing.assert_allclose(update, -1e-3 * np.sign(grads[path]), rtol=1e-6)
@@ -92,8 +99,9 @@ def test_lion_moves_by_signs():
 def test_muon_orthogonalises_each_layer_of_the_blocks_and_nothing_else():
     chosen = [path for path, spec in hidden_matrices(arrays(0)).items() if spec is not None]
     assert chosen == ["mmdit/double_blocks/img/qkv/kernel"]
-    made = config(name="muon", learning_rate=1.0, warmup_steps=0, schedule="constant",
-                  weight_decay=0.0)  # fmt: skip
+    made = config(
+        name="muon", learning_rate=1.0, warmup_steps=0, schedule="constant", weight_decay=0.0
+    )
     _, _, updates = updated(made)
     for layer in updates[chosen[0]]:
         values = np.linalg.svd(layer, compute_uv=False) / (0.2 * np.sqrt(144))

@@ -46,15 +46,20 @@ def launch(commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
     """Runs the commands at the same time, with eight devices in all."""
     flags = f"--xla_force_host_platform_device_count={DEVICES // len(commands)}"
     environ = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}", "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}",
+        "JAX_PLATFORMS": "cpu",
+    }
     started = [
         subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=environ, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environ,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for command in commands
-    ]  # fmt: skip
+    ]
     try:
         outputs = [process.communicate(timeout=240) for process in started]
     finally:
@@ -77,11 +82,21 @@ def train(folder, name, signals, *flags, step=0) -> list[int]:
     """One process for each of ``signals``, which it sends itself after ``step``; exit statuses."""
     address, many = free_address(), len(signals)
     commands = [
-        ["-m", "tests.train.worker", signal, str(step), "train",
-         f"--config={folder}/config.py", f"--workdir={folder / name}",
-         f"--coordinator_address={address}", f"--num_processes={many}", f"--process_id={i}", *flags]
+        [
+            "-m",
+            "tests.train.worker",
+            signal,
+            str(step),
+            "train",
+            f"--config={folder}/config.py",
+            f"--workdir={folder / name}",
+            f"--coordinator_address={address}",
+            f"--num_processes={many}",
+            f"--process_id={i}",
+            *flags,
+        ]
         for i, signal in enumerate(signals)
-    ]  # fmt: skip
+    ]
     ended = launch(commands)
     codes = [process.returncode for process in ended]
     assert set(codes) <= {0, 75, -9}, "\n".join(process.stderr for process in ended)

@@ -95,11 +95,13 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(monkeypatch):
     state, step = stepper(config)
     original = fake.FakeBrain.loss
     monkeypatch.setattr(
-        fake.FakeBrain, "loss",
+        fake.FakeBrain,
+        "loss",
         lambda self, batch, rng, rows: jax.tree.map(
             lambda x: jnp.where(batch.source[0, 0, 0, 0] == 0, jnp.nan, 1.0) * x,
-            original(self, batch, rng, rows)),
-    )  # fmt: skip
+            original(self, batch, rng, rows),
+        ),
+    )
     good = batch_of(config)
     good = dataclasses.replace(good, source=jnp.maximum(good.source, 1))
     bad = dataclasses.replace(good, source=good.source.at[0, 0, 0, 0].set(0))
@@ -127,8 +129,12 @@ def test_schedule():
 
 def test_weight_decay_reaches_matrices_only():
     assert decayed({"a/kernel": 0, "a/bias": 0, "a/lora_a": 0, "a/scale": 0, "embedding": 0}) == {
-        "a/kernel": True, "a/bias": False, "a/lora_a": True, "a/scale": False, "embedding": False
-    }  # fmt: skip
+        "a/kernel": True,
+        "a/bias": False,
+        "a/lora_a": True,
+        "a/scale": False,
+        "embedding": False,
+    }
 
 
 def test_given_weights_replace_the_random_ones(monkeypatch):

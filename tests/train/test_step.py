@@ -18,9 +18,14 @@ from rb_jax.train.step import train_step
 from tests import tiny
 
 FLOW = dict(
-    train__task="mmdit", train__frozen=(), train__eval_examples=0, data__name="synthetic",
-    train__batch_size=8, optimizer__eps=1e-5, flow__drop_condition=0.3,
-)  # fmt: skip
+    train__task="mmdit",
+    train__frozen=(),
+    train__eval_examples=0,
+    data__name="synthetic",
+    train__batch_size=8,
+    optimizer__eps=1e-5,
+    flow__drop_condition=0.3,
+)
 
 
 def flow_config(**changes):
@@ -89,10 +94,15 @@ def test_losses_of_parts_average_to_the_whole_models_loss():
 @pytest.mark.parametrize(("params", "moments"), [("bfloat16", "bfloat16"), ("float32", "bfloat16")])
 def test_small_precisions_train(params, moments):
     config = flow_config(
-        train__param_dtype=params, optimizer__moment_dtype=moments, train__ema_decay=0.5,
-        model__dtype="bfloat16", train__steps=40, optimizer__learning_rate=3e-3,
-        flow__drop_condition=0.0, optimizer__b2=0.9,
-    )  # fmt: skip
+        train__param_dtype=params,
+        optimizer__moment_dtype=moments,
+        train__ema_decay=0.5,
+        model__dtype="bfloat16",
+        train__steps=40,
+        optimizer__learning_rate=3e-3,
+        flow__drop_condition=0.0,
+        optimizer__b2=0.9,
+    )
     first, last, metrics = stepped(config, flow_batch(config), 40, weights={})
     dtypes = jax.tree.map(lambda x: x.dtype, first)
     assert dtypes == jax.tree.map(lambda x: x.dtype, last)
@@ -121,7 +131,7 @@ def test_adapters_alone_change():
     pattern = preset.train.trainable[1]
     config = flow_config(
         train__trainable=(pattern,), model__mmdit__lora_rank=3, model__mmdit__lora_alpha=6.0
-    )  # fmt: skip
+    )
     paths = tiny.definition(config)[2]
     assert trainable_paths(config, paths) == {p for p in paths if "/lora_" in p}
     assert len(trainable_paths(config, paths)) == 2 * (2 * 4 + 2)

@@ -90,7 +90,10 @@ def test_newest_and_permanent_checkpoints_stay(tmp_path, made):
     folder = save(tmp_path, made, [2, 5, 10, 11, 13], keep=2, keep_every=5)
     assert checkpoint.steps(folder) == [5, 10, 11, 13]
     assert sorted(p.name for p in (folder / "13").iterdir()) == [
-        "manifest.sha256", "metadata.json", "state"]  # fmt: skip
+        "manifest.sha256",
+        "metadata.json",
+        "state",
+    ]
     lines = (folder / "13" / hashes.NAME).read_text().splitlines()
     assert len(lines) == len(hashes.files(folder / "13"))
 

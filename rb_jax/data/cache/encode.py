@@ -97,12 +97,18 @@ def cache_features(
         raise InputError(f"{checkpoint}: has no encoders; give the weights of a whole model")
     config = _pointed_at(config, Path(data), split)
     source = loader.open_source(config.data, split)
-    job = Job(Path(out), split, len(source), shard_examples, {
-        "version": VERSION,
-        "preprocessing": features.preprocessing(config),
-        "encoders": weights_hash(params),
-        "source": {"fingerprint": _fingerprint(config), "examples": len(source)},
-    })  # fmt: skip
+    job = Job(
+        Path(out),
+        split,
+        len(source),
+        shard_examples,
+        {
+            "version": VERSION,
+            "preprocessing": features.preprocessing(config),
+            "encoders": weights_hash(params),
+            "source": {"fingerprint": _fingerprint(config), "examples": len(source)},
+        },
+    )
     if manifest_path(job.folder, split).exists():
         return _finished(job)
     job.folder.mkdir(parents=True, exist_ok=True)

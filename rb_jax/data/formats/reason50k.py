@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from rb_jax.data.formats.schema import CATEGORIES, EditExample
 from rb_jax.data.formats.untrusted import (
     Files,
+    Offenders,
     checked_instruction,
     checked_objects,
     json_object,
@@ -47,14 +48,17 @@ class Record:
     source: Path
     target: Path
     target_caption: str | None = None
+    place: str = ""  # of its line, "set/train.jsonl:12"
 
 
 class Reason50K:
     """Map-style data set over a folder; pictures are read when asked for."""
 
-    def __init__(self, root: str | os.PathLike[str], split: str, size: int):
+    def __init__(
+        self, root: str | os.PathLike[str], split: str, size: int, pictures_only: bool = False
+    ):
         """Reads and checks the whole manifest; InputError as in ``read_manifest``."""
-        self.records = read_manifest(root, split)
+        self.records = read_manifest(root, split, pictures_only)
         self._size = size
 
     def __len__(self) -> int:
@@ -71,17 +75,21 @@ class Reason50K:
             source=self._square(record.source),
             target=self._square(record.target),
             target_caption=record.target_caption,
+            place=record.place,
         )
 
     def _square(self, path: Path) -> UInt8[np.ndarray, "S S 3"]:
         return decode_resized(read_picture(path), str(path), self._size, self._size)
 
 
-def read_manifest(root: str | os.PathLike[str], split: str) -> list[Record]:
+def read_manifest(
+    root: str | os.PathLike[str], split: str, pictures_only: bool = False
+) -> list[Record]:
     """The records of ``root/split.jsonl``, read line by line and checked.
 
-    Raises InputError for a missing folder or manifest, and with ``path:LINE: why`` for the first
-    line that is not as it should be. Blank lines are skipped.
+    Raises InputError for a missing folder or manifest, and with ``path:LINE: why`` for every line
+    that is not as it should be. Blank lines are skipped. With ``pictures_only`` nothing but the
+    paths of the pictures is looked at.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -91,15 +99,18 @@ def read_manifest(root: str | os.PathLike[str], split: str) -> list[Record]:
         splits = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) or "none"
         raise InputError(f"{path}: no such manifest; splits in this folder: {splits}")
     files = Files(folder)
-    records = []
+    records, wrong = [], Offenders()
+    parse = parse_pictures if pictures_only else parse_record
     try:
         for number, line, _ in lines(path):
+            place = f"{path}:{number}"
             try:
-                records.append(parse_record(line, files))
+                records.append(dataclasses.replace(parse(line, files), place=place))
             except InputError as error:
-                raise InputError(f"{path}:{number}: {error}") from None
+                wrong.add(f"{place}: {error}")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    wrong.check()
     if not records:
         raise InputError(f"{path}: the manifest has no lines; at least one example is needed")
     return records
@@ -170,6 +181,13 @@ def _publish(partial: Path, out: Path, split: str) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.rename(partial / side, place)
     os.rename(partial / "manifest", manifest)
+
+
+def parse_pictures(line: bytes | None, files: Files) -> Record:
+    """As ``parse_record``, of the two pictures alone: what else a line says may be anything."""
+    fields = json_object(line)
+    source, target = (files.find(text(fields, k), k) for k in ("src_image", "tgt_image"))
+    return Record("", "", "", (), source, target)
 
 
 def parse_record(line: bytes | None, files: Files) -> Record:

@@ -38,3 +38,4 @@ class EditExample:
     target: UInt8[np.ndarray, "Y X 3"] | None = None
     target_caption: str | None = None
     regions: Regions | None = None
+    place: str = ""  # where it was read, for messages: "set/train.jsonl:12"

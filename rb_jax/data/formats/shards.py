@@ -280,7 +280,7 @@ class Records:
     def __getitem__(self, index: int, /) -> EditRecord:
         """Record ``index``; InputError names shard and record if it is damaged."""
         shard, number = self._find(index)
-        where = f"{self.folder / shard.file}: record {number}"
+        where = self.where(index)
         try:
             data = self._data[index]
         except Exception as error:  # array_record raises RuntimeError, IndexError, ValueError, ...
@@ -299,6 +299,11 @@ class Records:
             return [decode(data, where) for data, where in zip(read, places, strict=True)]
         except Exception:
             return [self[index] for index in indices]  # which of them it was
+
+    def where(self, index: int) -> str:
+        """A record's place, for messages: its shard's file and its number in it."""
+        shard, number = self._find(index)
+        return f"{self.folder / shard.file}: record {number}"
 
     def _find(self, index: int) -> tuple[Shard, int]:
         if not 0 <= index < len(self):
@@ -320,19 +325,20 @@ class RecordSource:
 
     def __getitem__(self, index: int, /) -> EditExample:
         """Example ``index``, pictures stretched to the size; InputError names a broken record."""
-        return self.example(self.records[index])
+        return self.example(self.records[index], index)
 
-    def example(self, record: EditRecord, shape: Shape | None = None) -> EditExample:
-        """A record with its pictures decoded: stretched to the size, or covering ``shape``.
+    def example(self, record: EditRecord, index: int, shape: Shape | None = None) -> EditExample:
+        """Record ``index`` with its pictures decoded: stretched to the size, or covering ``shape``.
 
         The target is cut exactly as the source.
         """
-        target, keep = record.target, (1.0, 1.0)
+        target, keep, where = record.target, (1.0, 1.0), self.records.where(index)
         if shape is not None:
             keep = kept(picture_size(record.source, f"{record.id}: source"), shape)
 
         def decoded(picture: bytes, which: str) -> UInt8[np.ndarray, "Y X 3"]:
-            return decode_resized(picture, f"{record.id}: {which}", *(shape or self._shape), keep)
+            name = f"{where} ({record.id}): {which}"
+            return decode_resized(picture, name, *(shape or self._shape), keep)
 
         return EditExample(
             id=record.id,
@@ -342,6 +348,7 @@ class RecordSource:
             source=decoded(record.source, "source"),
             target=None if target is None else decoded(target, "target"),
             target_caption=record.target_caption,
+            place=where,
         )
 
 

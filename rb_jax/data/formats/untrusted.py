@@ -20,6 +20,28 @@ MAX_CAPTION = 10_000
 _CHUNK = 2**16
 
 
+class Offenders:
+    """Collects what is wrong with many items, so that all are named at once, not the first."""
+
+    SHOWN = 10
+
+    def __init__(self):
+        self._count, self._shown = 0, []
+
+    def add(self, problem: str) -> None:
+        self._count += 1
+        if len(self._shown) < self.SHOWN:
+            self._shown.append(problem)
+
+    def check(self, advice: str = "") -> None:
+        """InputError, in one line, if there were any."""
+        if not self._count:
+            return
+        more = self._count - len(self._shown)
+        rest = f"; and {more} more" if more else ""
+        raise InputError("; ".join(self._shown) + rest + (f": {advice}" if advice else ""))
+
+
 class Line(NamedTuple):
     """A line of a file that is not blank; ``text`` is None if it is too long to be one."""
 

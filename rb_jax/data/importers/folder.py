@@ -29,17 +29,29 @@ from rb_jax.errors import InputError
 KEYS = {
     "instruction": ("instruction", "instuction", "edit_prompt", "edit", "prompt"),
     "source": (
-        "src_image", "source", "source_image", "source_img", "input", "input_image",
-        "original_image", "image", "file_name",
+        "src_image",
+        "source",
+        "source_image",
+        "source_img",
+        "input",
+        "input_image",
+        "original_image",
+        "image",
+        "file_name",
     ),
     "target": (
-        "tgt_image", "target", "target_image", "target_img", "output", "output_image",
+        "tgt_image",
+        "target",
+        "target_image",
+        "target_img",
+        "output",
+        "output_image",
         "edited_image",
     ),
     "mask": ("mask", "mask_image", "mask_img"),
     "source_caption": ("source_caption", "input_caption", "original_prompt"),
     "target_caption": ("target_caption", "output_caption", "edited_prompt"),
-}  # fmt: skip
+}
 
 
 def open_layout(root: Path, split: str, rows: int) -> Layout:

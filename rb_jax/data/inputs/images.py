@@ -48,6 +48,7 @@ _READERS = [
     (b"BM", BmpImagePlugin.BmpImageFile),
     (b"II*\x00", TiffImagePlugin.TiffImageFile),
     (b"MM\x00*", TiffImagePlugin.TiffImageFile),
+    (b"II+\x00", TiffImagePlugin.TiffImageFile),  # BigTIFF
 ]
 _WRITERS = {
     ".png": ("PNG", {}),
@@ -137,6 +138,11 @@ def _decoded(data: bytes, name: str, read: Callable[[Image.Image], T]) -> T:
     try:
         image = plugin(io.BytesIO(data))
     except Exception as error:
+        if plugin is TiffImagePlugin.TiffImageFile and "pixel mode" in str(error):
+            raise InputError(
+                f"{name}: a TIFF with a kind of pixels that is not read here, such as colours as "
+                "floating-point numbers; save it with 8 or 16 bits per channel"
+            ) from error
         raise InputError(f"{name}: damaged picture ({reason(error)})") from error
     with image:
         _check_size(image, name)
@@ -180,6 +186,9 @@ def as_pixels(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
         return open_image(Path(image))
     if isinstance(image, Image.Image):
         return to_pixels(image)
+    if not isinstance(image, np.ndarray):
+        kind = type(image).__name__
+        raise InputError(f"an image is a path, a PIL image or an array, not {kind}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
         raise InputError(f"an image array is uint8 [H, W, 3], not {image.dtype} {image.shape}")
     return image
@@ -266,6 +275,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 def _plugin(data: bytes, name: str):
     if not data:
         raise InputError(f"{name}: empty file")
+    if data.startswith(b"MM\x00+"):
+        raise InputError(f"{name}: a big-endian BigTIFF, which is not read here; save it as TIFF")
     for magic, plugin in _READERS:
         if data.startswith(magic) and (magic != b"RIFF" or data[8:12] == b"WEBP"):
             return plugin

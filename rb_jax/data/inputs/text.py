@@ -75,9 +75,12 @@ class Tokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Bare token ids of each text, without <bos> and <eos>; InputError if it is not text."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"a text is needed, got {type(text).__name__}: {text!r:.60}")
         try:
             encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeError) as error:
+        except (TypeError, UnicodeError) as error:  # half of a surrogate pair
             raise InputError("the text holds characters that are not valid Unicode") from error
         return [encoding.ids for encoding in encodings]
 
@@ -123,11 +126,17 @@ class Tokenizer:
 def check_instruction(text: str, tokens: int, length: int) -> None:
     """InputError if an instruction is empty or its tokens and their frame exceed ``length``."""
     if not text.strip():
-        raise InputError("the instruction is empty; say what should happen to the picture")
+        raise InputError(EMPTY_INSTRUCTION)
     if tokens + 2 > length:
-        raise InputError(
-            f"the instruction has {tokens} tokens and the limit is {length - 2}; shorten it"
-        )
+        raise InputError(too_long(tokens, length))
+
+
+EMPTY_INSTRUCTION = "the instruction is empty; say what should happen to the picture"
+
+
+def too_long(tokens: int, length: int) -> str:
+    """What is wrong with an instruction that does not fit with its frame of two tokens."""
+    return f"the instruction has {tokens} tokens and the limit is {length - 2}"
 
 
 def _special_id(vocabulary: dict[str, int], kind: str, name: str) -> int:

@@ -73,13 +73,19 @@ def from_world(example: Example) -> EditExample:
     )
 
 
-def open_source(data: DataConfig, split: str, shapes: tuple[Shape, ...] = ()) -> Source:
+def open_source(
+    data: DataConfig,
+    split: str,
+    shapes: tuple[Shape, ...] = (),
+    pictures_only: bool = False,
+) -> Source:
     """The data set that the configuration names; InputError if it is not there or is broken.
 
-    ``shapes`` are those of the buckets, for records.
+    ``shapes`` are those of the buckets, for records. With ``pictures_only`` a folder's texts are
+    not looked at.
     """
     if data.name == "folder":
-        return Reason50K(data.path, split, data.image_size)
+        return Reason50K(data.path, split, data.image_size, pictures_only)
     if data.name == "records":
         mix = data.mix or ((data.path, 1.0),)
         return Mixture(mix, split, data.image_size, shapes)
@@ -102,6 +108,18 @@ def take(
     if isinstance(source, Mixture):
         return list(each(lambda make: make(), source.read([int(number) for number in numbers])))
     return list(each(source.__getitem__, [int(number) for number in numbers]))
+
+
+def open_checked(config: Config, split: str, collate: ArrayCollator) -> Source:
+    """As ``open_source``, for training: a folder's instructions are checked ahead of all work.
+
+    InputError names all that are wrong. Records are checked when they are read.
+    """
+    shapes = bucket_shapes(config)
+    source = open_source(config.data, split, shapes, collate.pictures_only)
+    if isinstance(source, Reason50K):
+        collate.check_texts((record.place, record.instruction) for record in source.records)
+    return source
 
 
 class Collator(ArrayCollator):
@@ -138,8 +156,8 @@ def batches(
 
     Records are read a batch at a time; ``config.data.workers`` threads make examples of them.
     """
-    source = open_source(config.data, split, bucket_shapes(config))
     collate = Collator(config)
+    source = open_checked(config, split, collate)
     order = Order(config.train.batch_size, config.data.seed, start_step, rows)
     pool = ThreadPoolExecutor(config.data.workers or 2)
 

@@ -75,23 +75,25 @@ class Mixture:
     def read(self, numbers: Sequence[int]) -> list[Callable[[], EditExample]]:
         """Reads these examples' records, each folder's together; the functions decode them."""
         folders = np.searchsorted(self._starts, numbers, side="right") - 1
-        made: dict[int, Callable[[], EditExample]] = {}
+        decoders: dict[int, Callable[[], EditExample]] = {}
         for folder in np.unique(folders):
             rows = np.flatnonzero(folders == folder).tolist()
             source, start = self._sources[folder], int(self._starts[folder])
-            records = source.records.__getitems__([numbers[row] - start for row in rows])
-            for row, record in zip(rows, records, strict=True):
+            indices = [numbers[row] - start for row in rows]
+            records = source.records.__getitems__(indices)
+            for row, index, record in zip(rows, indices, records, strict=True):
                 shape = self._shapes[self._buckets[numbers[row]]]
-                made[row] = functools.partial(source.example, record, shape)
-        return [made[row] for row in range(len(numbers))]
+                decoders[row] = functools.partial(source.example, record, index, shape)
+        return [decoders[row] for row in range(len(numbers))]
 
 
 def _with_targets(source: RecordSource) -> RecordSource:
-    made = source.records.manifest
-    if made.targets < made.examples:
+    manifest = source.records.manifest
+    without = manifest.examples - manifest.targets
+    if without:
         raise InputError(
-            f"{source.records.folder}: {made.examples - made.targets} of {made.examples} examples "
-            f"of {made.split} have no target picture: nothing to train on"
+            f"{source.records.folder}: {without} of {manifest.examples} examples "
+            f"of {manifest.split} have no target picture: nothing to train on"
         )
     return source
 

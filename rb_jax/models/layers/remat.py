@@ -25,9 +25,11 @@ def checkpointed(body: Callable, setting: str) -> Callable:
     policies = jax.checkpoint_policies
     if host:
         policy = policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=list(device), names_which_can_be_offloaded=list(host),
-            offload_src="device", offload_dst="pinned_host",
-        )  # fmt: skip
+            names_which_can_be_saved=list(device),
+            names_which_can_be_offloaded=list(host),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     else:
         policy = policies.save_only_these_names(*device)
     if "attention" in device and not host:

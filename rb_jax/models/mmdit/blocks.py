@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
         return LoRALinear(in_width, out_width, self.lora_rank, self.lora_alpha, rngs, use_bias=True)
 
 
-class Shift(NamedTuple):
+class ModulationOut(NamedTuple):
     """What a modulation gives one sub-layer; each [B 1 C]."""
 
     shift: jax.Array
@@ -57,13 +57,13 @@ class Modulation(nnx.Module):
         self.count = count
         self.lin = nnx.Linear(width, 3 * count * width, kernel_init=ZEROS, rngs=rngs)
 
-    def __call__(self, vec: Float[Array, "B C"]) -> list[Shift]:
+    def __call__(self, vec: Float[Array, "B C"]) -> list[ModulationOut]:
         # A few rows against a large matrix: all rows go to every device's part of the matrix,
         # which then need not be gathered.
         out = constrain(self.lin(constrain(jax.nn.silu(vec), None, None)), None, "stationary")
         out = name(constrain(out, "batch", None), "modulation")
         parts = jnp.split(out[:, None, :], 3 * self.count, axis=-1)
-        return [Shift(*parts[3 * i : 3 * i + 3]) for i in range(self.count)]
+        return [ModulationOut(*parts[3 * i : 3 * i + 3]) for i in range(self.count)]
 
 
 class QKNorm(nnx.Module):
@@ -122,7 +122,9 @@ class Stream(nnx.Module):
         self.norm2 = _norm(sizes.width, rngs)
         self.mlp = FeedForward(sizes, rngs)
 
-    def finish(self, x, attended, mod1: Shift, mod2: Shift) -> Float[Array, "B T C"]:
+    def finish(
+        self, x, attended, mod1: ModulationOut, mod2: ModulationOut
+    ) -> Float[Array, "B T C"]:
         x = x + mod1.gate * name(self.attn.proj(attended), "proj")
         return x + mod2.gate * self.mlp(modulate(self.norm2(x), mod2.shift, mod2.scale))
 

@@ -13,7 +13,7 @@ from rb_jax.models.layers.rope import axes_angles
 from rb_jax.models.layers.stack import scan_blocks, stack
 from rb_jax.models.mmdit.blocks import DoubleBlock, FinalLayer, SingleBlock, Sizes
 from rb_jax.models.mmdit.latents import pack, position_ids, text_ids, unpack
-from rb_jax.models.mmdit.tokens import fill, filled_mask, join, split
+from rb_jax.models.mmdit.tokens import join, pad_tokens, padding_mask, split
 from rb_jax.models.types import Conditioning
 from rb_jax.sharding.activations import constrain
 
@@ -61,12 +61,12 @@ class MMDiT(nnx.Module):
         img, ids = self._image_tokens(z_t, conditioning.source_latent)
         txt = conditioning.tokens
         angles = [
-            fill(axes_angles(i, config.axes_dim, config.rope_theta)[None])[0]
+            pad_tokens(axes_angles(i, config.axes_dim, config.rope_theta)[None])[0]
             for i in (text_ids(txt.shape[1]), ids)
         ]
-        mask = filled_mask(txt.shape[1], img.shape[1])
-        img = constrain(self.img_in(fill(img).astype(dtype)), "batch", "tokens", None)
-        txt = constrain(self.txt_in(fill(txt).astype(dtype)), "batch", "tokens", None)
+        mask = padding_mask(txt.shape[1], img.shape[1])
+        img = constrain(self.img_in(pad_tokens(img).astype(dtype)), "batch", "tokens", None)
+        txt = constrain(self.txt_in(pad_tokens(txt).astype(dtype)), "batch", "tokens", None)
         (img, txt), _ = scan_blocks(
             self.double_blocks,
             (img, txt),

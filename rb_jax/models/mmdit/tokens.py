@@ -34,15 +34,15 @@ def split(x: Float[Array, "B T *C"], count: int) -> tuple[jax.Array, jax.Array]:
     return txt, img
 
 
-def fill(x: Float[Array, "B T *C"]) -> Float[Array, "B T2 *C"]:
+def pad_tokens(x: Float[Array, "B T *C"]) -> Float[Array, "B T2 *C"]:
     """Zeros behind the tokens until their number is a multiple of the context axis."""
     more = -x.shape[1] % axis_size("context")
     return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2)) if more else x
 
 
-def filled_mask(txt: int, img: int) -> Bool[Array, " T"] | None:
-    """True at the joint sequence's own tokens, False where ``fill`` put zeros; None without any."""
+def padding_mask(txt: int, img: int) -> Bool[Array, " T"] | None:
+    """True at the joint sequence's own tokens, False at padding; None where there is none."""
     parts = axis_size("context")
     if txt % parts == 0 and img % parts == 0:
         return None
-    return join(*(fill(jnp.ones((1, count), bool)) for count in (txt, img)))[0]
+    return join(*(pad_tokens(jnp.ones((1, count), bool)) for count in (txt, img)))[0]

@@ -25,18 +25,27 @@ class MMDiTTrainer(nnx.Module):
     ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
         """L_DM."""
         losses, t = training_loss(
-            self.velocity, batch.target_latent, batch.conditioning, rng, rows,
-            self.config.flow, self.mmdit.tokens(batch.target_latent.shape),
-        )  # fmt: skip
+            self.velocity,
+            batch.target_latent,
+            batch.conditioning,
+            rng,
+            rows,
+            self.config.flow,
+            self.mmdit.tokens(batch.target_latent.shape),
+        )
         return losses.mean(), {"loss_flow": losses.mean()} | loss_by_time(losses, t)
 
     def sample_latents(self, batch: FlowBatch, rng: jax.Array) -> Float[Array, "B H W C"]:
         """Latents of new pictures, by the configuration's steps and guidance."""
         flow, shape = self.config.flow, batch.target_latent.shape
         return sampler.sample(
-            self.velocity, batch.conditioning, row_keys(rng, shape[0]), shape, flow,
+            self.velocity,
+            batch.conditioning,
+            row_keys(rng, shape[0]),
+            shape,
+            flow,
             self.mmdit.tokens(shape),
-        )  # fmt: skip
+        )
 
     def velocity(self, z_t, t, guidance, conditioning) -> Float[Array, "B H W C"]:
         with jax.named_scope("mmdit"):

@@ -7,6 +7,11 @@ from rb_jax.port.family import Family
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        flux.FAMILY, flux_vae.FAMILY, llava.FAMILY, sam.FAMILY, reasonbrain.FAMILY, clip.FAMILY,
+        flux.FAMILY,
+        flux_vae.FAMILY,
+        llava.FAMILY,
+        sam.FAMILY,
+        reasonbrain.FAMILY,
+        clip.FAMILY,
     )
-}  # fmt: skip
+}

@@ -24,7 +24,7 @@ from rb_jax.port.family import (
     expect,
     need,
     numbered,
-)  # fmt: skip
+)
 from rb_jax.port.table import CONV, Rule, Table, linear, norm, prefixed, rule, stacked
 
 CARRIED = (
@@ -35,12 +35,15 @@ CARRIED = (
 
 LAYER = [
     *norm("layer_norm1", "layer_norm1"),
-    *[r for x in ("q", "k", "v", "out")
-      for r in linear(f"self_attn.{x}_proj", f"self_attn/{x}_proj")],
+    *[
+        r
+        for x in ("q", "k", "v", "out")
+        for r in linear(f"self_attn.{x}_proj", f"self_attn/{x}_proj")
+    ],
     *norm("layer_norm2", "layer_norm2"),
     *linear("mlp.fc1", "mlp/fc1"),
     *linear("mlp.fc2", "mlp/fc2"),
-]  # fmt: skip
+]
 
 
 def vision_rules(prefix: str, layers: int) -> list[Rule]:
@@ -183,8 +186,11 @@ FAMILY = Family(
                 "vision": Prefix("embeddings.class_embedding", ("vision_model.", ""), False),
                 "text": Prefix("embeddings.token_embedding.weight", ("text_model.", ""), False),
             },
-            read, table, write, fill=fill,
+            read,
+            table,
+            write,
+            fill=fill,
         ),
     ),
     modules,
-)  # fmt: skip
+)

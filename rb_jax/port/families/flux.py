@@ -19,7 +19,7 @@ from rb_jax.port.family import (
     Source,
     need,
     numbered,
-)  # fmt: skip
+)
 from rb_jax.port.table import (
     SWAPPED,
     SWAPPED_LINEAR,
@@ -30,7 +30,7 @@ from rb_jax.port.table import (
     prefixed,
     rule,
     stacked,
-)  # fmt: skip
+)
 
 PATCH = 2  # FLUX packs 2 x 2 latents into a token
 
@@ -208,13 +208,22 @@ FAMILY = Family(
     "flux",
     (
         Layout(
-            "diffusers", {"prefix": Prefix("x_embedder.weight", PREFIXES)},
-            read_diffusers, diffusers, write_diffusers, "diffusion_pytorch_model", stock_problems,
+            "diffusers",
+            {"prefix": Prefix("x_embedder.weight", PREFIXES)},
+            read_diffusers,
+            diffusers,
+            write_diffusers,
+            "diffusion_pytorch_model",
+            stock_problems,
         ),
         Layout(
-            "bfl", {"prefix": Prefix("double_blocks.0.img_attn.qkv.weight", PREFIXES)},
-            read_bfl, bfl, None, "flux1",
+            "bfl",
+            {"prefix": Prefix("double_blocks.0.img_attn.qkv.weight", PREFIXES)},
+            read_bfl,
+            bfl,
+            None,
+            "flux1",
         ),
     ),
     modules,
-)  # fmt: skip
+)

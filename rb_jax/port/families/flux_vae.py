@@ -20,7 +20,7 @@ from rb_jax.port.family import (
     expect,
     need,
     numbered,
-)  # fmt: skip
+)
 from rb_jax.port.table import POINTWISE, Rule, Table, conv, linear, norm, prefixed, rule
 
 FLUX_SCALE, FLUX_SHIFT = 0.3611, 0.1159  # BFL's file does not hold them
@@ -37,9 +37,11 @@ def pointwise(source: str, target: str) -> list[Rule]:
 def resnet(source: str, target: str, shortcut: str | None) -> list[Rule]:
     """``shortcut`` is its name where the width changes."""
     rules = [
-        *norm("norm1", "norm1"), *conv("conv1", "conv1"),
-        *norm("norm2", "norm2"), *conv("conv2", "conv2"),
-    ]  # fmt: skip
+        *norm("norm1", "norm1"),
+        *conv("conv1", "conv1"),
+        *norm("norm2", "norm2"),
+        *conv("conv2", "conv2"),
+    ]
     if shortcut:
         rules += pointwise(shortcut, "conv_shortcut")
     return prefixed(source, target, rules)
@@ -114,15 +116,25 @@ def _mid(resnets: str, attention: str, norm_name: str, is_bfl: bool) -> list[Rul
 def read_diffusers(source: Source, names: Names) -> dict[str, Any]:
     config = source.config
     expect(
-        source, config, act_fn="silu", in_channels=3, out_channels=3,
-        mid_block_add_attention=True, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
+        source,
+        config,
+        act_fn="silu",
+        in_channels=3,
+        out_channels=3,
+        mid_block_add_attention=True,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
     widths = list(config.get("block_out_channels", (128, 256, 512, 512)))
     return _model(
-        source, widths, config.get("layers_per_block", 2), config.get("latent_channels", 16),
+        source,
+        widths,
+        config.get("layers_per_block", 2),
+        config.get("latent_channels", 16),
         config.get("norm_num_groups", FLUX_GROUPS),
-        config.get("scaling_factor", FLUX_SCALE), config.get("shift_factor") or 0.0,
-    )  # fmt: skip
+        config.get("scaling_factor", FLUX_SCALE),
+        config.get("shift_factor") or 0.0,
+    )
 
 
 def read_bfl(source: Source, names: Names) -> dict[str, Any]:
@@ -130,16 +142,27 @@ def read_bfl(source: Source, names: Names) -> dict[str, Any]:
     count = numbered(source, f"{at}encoder.down.{{}}.")
     widths = [need(source, f"{at}encoder.down.{i}.block.0.conv1.weight")[0] for i in range(count)]
     return _model(
-        source, widths, numbered(source, f"{at}encoder.down.0.block.{{}}."),
+        source,
+        widths,
+        numbered(source, f"{at}encoder.down.0.block.{{}}."),
         need(source, f"{at}encoder.conv_out.weight")[0] // 2,
-        FLUX_GROUPS, FLUX_SCALE, FLUX_SHIFT, need(source, f"{at}encoder.conv_in.weight")[0],
-    )  # fmt: skip
+        FLUX_GROUPS,
+        FLUX_SCALE,
+        FLUX_SHIFT,
+        need(source, f"{at}encoder.conv_in.weight")[0],
+    )
 
 
 def _model(
-    source: Source, widths: list[int], res_blocks: int, latents: int, groups: int,
-    scale: float, shift: float, channels: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    source: Source,
+    widths: list[int],
+    res_blocks: int,
+    latents: int,
+    groups: int,
+    scale: float,
+    shift: float,
+    channels: int | None = None,
+) -> dict[str, Any]:
     channels = channels or widths[0]
     expect(source, {"widths": [w % channels for w in widths]}, widths=[0] * len(widths))
     return {
@@ -198,13 +221,22 @@ FAMILY = Family(
     "flux_vae",
     (
         Layout(
-            "diffusers", {"prefix": Prefix("encoder.down_blocks.0.resnets.0.conv1.weight")},
-            read_diffusers, diffusers, write_diffusers, "diffusion_pytorch_model",
+            "diffusers",
+            {"prefix": Prefix("encoder.down_blocks.0.resnets.0.conv1.weight")},
+            read_diffusers,
+            diffusers,
+            write_diffusers,
+            "diffusion_pytorch_model",
         ),
         Layout(
-            "bfl", {"prefix": Prefix("encoder.down.0.block.0.conv1.weight", ("", "vae."))},
-            read_bfl, bfl, None, "ae", bfl_problems,
+            "bfl",
+            {"prefix": Prefix("encoder.down.0.block.0.conv1.weight", ("", "vae."))},
+            read_bfl,
+            bfl,
+            None,
+            "ae",
+            bfl_problems,
         ),
     ),
     modules,
-)  # fmt: skip
+)

@@ -28,7 +28,7 @@ from rb_jax.port.family import (
     expect,
     need,
     numbered,
-)  # fmt: skip
+)
 from rb_jax.port.table import LINEAR, Rule, Table, linear, norm, prefixed, rule, stacked
 
 OLD_BUFFERS = (r".*rotary_emb\.inv_freq",)
@@ -37,9 +37,12 @@ LAYER = [
     *norm("input_layernorm", "input_layernorm", bias=False),
     *[rule(f"self_attn.{x}_proj.weight", f"self_attn/{x}_proj/kernel", LINEAR) for x in "qkvo"],
     *norm("post_attention_layernorm", "post_attention_layernorm", bias=False),
-    *[r for x in ("gate", "up", "down")
-      for r in linear(f"mlp.{x}_proj", f"mlp/{x}_proj", bias=False)],
-]  # fmt: skip
+    *[
+        r
+        for x in ("gate", "up", "down")
+        for r in linear(f"mlp.{x}_proj", f"mlp/{x}_proj", bias=False)
+    ],
+]
 
 
 def decoder_rules(prefix: str, head: str, mllm: MLLMConfig) -> list[Rule]:
@@ -125,9 +128,14 @@ def _decoder(source: Source, config: Any, prefix: str) -> dict[str, Any]:
     heads = config.get("num_attention_heads", 32)
     vocabulary, width = need(source, f"{prefix}embed_tokens.weight")
     expect(
-        source, config, hidden_act="silu", attention_bias=False, mlp_bias=False,
-        tie_word_embeddings=False, head_dim=width // heads,
-    )  # fmt: skip
+        source,
+        config,
+        hidden_act="silu",
+        attention_bias=False,
+        mlp_bias=False,
+        tie_word_embeddings=False,
+        head_dim=width // heads,
+    )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))  # its old name is the second
     expect(source, {"rope_type": kind}, rope_type="default")
@@ -256,7 +264,11 @@ FAMILY = Family(
                 ),
                 "vision": Prefix("embeddings.class_embedding", VISION),
             },
-            read_hf, hf, write_hf, problems=hf_problems, fill=fill_hf,
+            read_hf,
+            hf,
+            write_hf,
+            problems=hf_problems,
+            fill=fill_hf,
         ),
         Layout(
             "original",
@@ -265,13 +277,17 @@ FAMILY = Family(
                 "projector": Prefix(("weight", "0.weight"), ("model.mm_projector.",)),
                 "vision": Prefix(
                     "embeddings.class_embedding",
-                    ("model.vision_tower.vision_tower.vision_model.",
-                     "model.vision_tower.vision_tower."),
+                    (
+                        "model.vision_tower.vision_tower.vision_model.",
+                        "model.vision_tower.vision_tower.",
+                    ),
                     False,
                 ),
             },
-            read_original, original, write_original,
+            read_original,
+            original,
+            write_original,
         ),
     ),
     modules,
-)  # fmt: skip
+)

@@ -28,7 +28,7 @@ from rb_jax.port.table import (
     prefixed,
     rule,
     stacked,
-)  # fmt: skip
+)
 
 HEADS = {"frce": FRCEConfig, "qformer": QFormerConfig, "cme": CMEConfig}
 
@@ -47,9 +47,11 @@ def mlp(source: str, target: str) -> list[Rule]:
 
 def frce(config: FRCEConfig) -> list[Rule]:
     block = [
-        *norm("norm1", "norm1"), *attention("attn.", "attn/"),
-        *norm("norm2", "norm2"), *mlp("mlp", "mlp"),
-    ]  # fmt: skip
+        *norm("norm1", "norm1"),
+        *attention("attn.", "attn/"),
+        *norm("norm2", "norm2"),
+        *mlp("mlp", "mlp"),
+    ]
     branches = [("patch_extractor", "local_type_emb", "patch_branch", config.patch_layers)]
     branches = branches * config.patch_branch
     if config.region_branch:
@@ -63,9 +65,12 @@ def frce(config: FRCEConfig) -> list[Rule]:
         rules.append(rule(type_embedding, f"visual/{ours}/type_embedding", TWO_AXES_MORE))
     if config.id_controller:
         block = [
-            *norm("norm_q", "norm_q"), *norm("norm_kv", "norm_kv"), *attention("attn.", "attn/"),
-            *norm("norm_ff", "norm_ff"), *mlp("ff", "ff"),
-        ]  # fmt: skip
+            *norm("norm_q", "norm_q"),
+            *norm("norm_kv", "norm_kv"),
+            *attention("attn.", "attn/"),
+            *norm("norm_ff", "norm_ff"),
+            *mlp("ff", "ff"),
+        ]
         layers = config.id_controller_layers
         rules += stacked("id_controller.layers.{}.", "id_controller/layers/", layers, block)
         rules += norm("id_controller.out_norm", "id_controller/out_norm")
@@ -74,11 +79,14 @@ def frce(config: FRCEConfig) -> list[Rule]:
 
 def qformer(config: QFormerConfig) -> list[Rule]:
     block = [
-        *norm("norm_self", "norm_self"), *attention("self_attn.", "self_attn/"),
-        *norm("norm_cross_q", "norm_cross_q"), *norm("norm_cross_kv", "norm_cross_kv"),
+        *norm("norm_self", "norm_self"),
+        *attention("self_attn.", "self_attn/"),
+        *norm("norm_cross_q", "norm_cross_q"),
+        *norm("norm_cross_kv", "norm_cross_kv"),
         *attention("cross_attn.", "cross_attn/"),
-        *norm("norm_ffn", "norm_ffn"), *mlp("ffn", "ffn"),
-    ]  # fmt: skip
+        *norm("norm_ffn", "norm_ffn"),
+        *mlp("ffn", "ffn"),
+    ]
     return [
         rule("queries", "queries", ONE_AXIS_MORE),
         *linear("input_proj", "input_proj"),
@@ -92,9 +100,7 @@ def cme(config: CMEConfig) -> list[Rule]:
         inner = [*norm("norm_q", "norm_q"), *norm("norm_kv", "norm_kv")]
         return prefixed(f"{name}.", f"{name}/", inner + attention("attn.", "attn/"))
 
-    block = [
-        r for n in ("attn_q_vhat", "attn_e_r", "attn_fuse") for r in cross_attention(n)
-    ]  # fmt: skip
+    block = [r for n in ("attn_q_vhat", "attn_e_r", "attn_fuse") for r in cross_attention(n)]
     block += [*norm("norm_fuse", "norm_fuse"), *norm("ffn.norm", "ffn/norm")]
     block += mlp("ffn.ff", "ffn/ff")
     enhancer = [

@@ -17,7 +17,7 @@ from rb_jax.port.family import (
     expect,
     need,
     numbered,
-)  # fmt: skip
+)
 from rb_jax.port.table import (
     CONV,
     TRANSPOSED_CONV,
@@ -29,7 +29,7 @@ from rb_jax.port.table import (
     prefixed,
     rule,
     stacked,
-)  # fmt: skip
+)
 
 BLOCK = [
     *norm("layer_norm1", "layer_norm1"),
@@ -46,12 +46,14 @@ BLOCK = [
 def table(part: Part, names: Names) -> Table:
     sam = part.model.sam
     rules = [
-        rule("shared_image_embedding.positional_embedding",
-             "shared_image_embedding/positional_embedding"),
+        rule(
+            "shared_image_embedding.positional_embedding",
+            "shared_image_embedding/positional_embedding",
+        ),
         *prefixed("vision_encoder.", "image_encoder/", image_encoder(sam)),
         *prefixed("prompt_encoder.", "prompt_encoder/", prompt_encoder()),
         *prefixed("mask_decoder.", "mask_decoder/", mask_decoder(sam)),
-    ]  # fmt: skip
+    ]
     # The prompt encoder's copy of the shared positions.
     carried = (r"(sam\.)?prompt_encoder\.shared_embedding\.positional_embedding",)
     return Table(tuple(prefixed(names["prefix"], "sam/", rules)), carried)
@@ -92,8 +94,11 @@ def mask_decoder(sam: SAMConfig) -> list[Rule]:
     rules += norm("upscale_layer_norm", "upscale_layer_norm")
     for layer in range(sam.decoder_layers):
         at = f"transformer.layers.{layer}."
-        block = [r for n in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
-                 for r in attention(n)]  # fmt: skip
+        block = [
+            r
+            for n in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
+            for r in attention(n)
+        ]
         block += linear("mlp.lin1", "mlp/fc1") + linear("mlp.lin2", "mlp/fc2")
         block += [r for i in "1234" for r in norm(f"layer_norm{i}", f"layer_norm{i}")]
         rules += prefixed(at, at.replace(".", "/"), block)
@@ -126,9 +131,15 @@ def read(source: Source, names: Names) -> dict[str, Any]:
     decoder = source.config.get("mask_decoder_config", {})
     prompts = source.config.get("prompt_encoder_config", {})
     expect(
-        source, vision, hidden_act="gelu", use_rel_pos=True, use_abs_pos=True, qkv_bias=True,
-        num_channels=3, layer_norm_eps=1e-6,
-    )  # fmt: skip
+        source,
+        vision,
+        hidden_act="gelu",
+        use_rel_pos=True,
+        use_abs_pos=True,
+        qkv_bias=True,
+        num_channels=3,
+        layer_norm_eps=1e-6,
+    )
     expect(source, prompts, num_point_embeddings=4, hidden_act="gelu", layer_norm_eps=1e-6)
     # transformers reads the downsampling in its last attention only, and has 2 elsewhere.
     expect(source, decoder, hidden_act="relu", layer_norm_eps=1e-6, attention_downsample_rate=2)
@@ -208,8 +219,10 @@ FAMILY = Family(
         Layout(
             "hf",
             {"prefix": Prefix("vision_encoder.patch_embed.projection.weight", ("", "sam."))},
-            read, table, write,
+            read,
+            table,
+            write,
         ),
     ),
     modules,
-)  # fmt: skip
+)

@@ -23,7 +23,7 @@ from rb_jax.port.parity.pair import (
     normal,
     tensor,
     tensors,
-)  # fmt: skip
+)
 from rb_jax.port.torch import records
 from rb_jax.port.torch.modules import CME, FRCE, QFormer
 from rb_jax.weights.safetensors.reader import TensorFiles
@@ -84,11 +84,18 @@ def features(x: Inputs) -> Features:
     empty = [np.zeros((rows, 0, width), np.float32) for width in (vision, text)]
     no_words = Text(np.zeros((rows, 0), np.int32), np.zeros((rows, 0), bool))
     return Features(
-        image=empty[0], patches=x["patches"], regions=x["regions"], region_mask=x["region_mask"],
-        text=empty[1], text_mask=no_words.mask, pooled=np.zeros((rows, text), np.float32),
-        objects=x["objects"], object_mask=x["object_mask"], prompt=no_words,
+        image=empty[0],
+        patches=x["patches"],
+        regions=x["regions"],
+        region_mask=x["region_mask"],
+        text=empty[1],
+        text_mask=no_words.mask,
+        pooled=np.zeros((rows, text), np.float32),
+        objects=x["objects"],
+        object_mask=x["object_mask"],
+        prompt=no_words,
         source_latent=np.zeros((rows, 0, 0, 0), np.float32),
-    )  # fmt: skip
+    )
 
 
 def ours(parts: Mapping[str, Any], part: Part, x: Inputs) -> Ours:

@@ -43,7 +43,7 @@ from rb_jax.port.parity.pair import (
     pictures,
     tensor,
     words,
-)  # fmt: skip
+)
 from rb_jax.port.torch import encoders, sampling
 from rb_jax.port.torch.folder import load_stock
 
@@ -197,8 +197,9 @@ def llava_theirs(stock: Any, part: Part, x: Inputs) -> Theirs:
     mask = torch.cat([torch.ones(x["image_tokens"].shape[:2]), tensor(x["mask"])], dim=1)
     out = stock(
         inputs_embeds=torch.cat([tensor(x["image_tokens"]), words], dim=1),
-        attention_mask=mask.long(), output_hidden_states=True,
-    )  # fmt: skip
+        attention_mask=mask.long(),
+        output_hidden_states=True,
+    )
     states, mask = out.hidden_states[-1], mask[..., None]
     return stages | {"states": states * mask, "logits": out.logits * mask}
 
@@ -228,8 +229,9 @@ def sam_theirs(stock: Any, part: Part, x: Inputs) -> Theirs:
     features = encoders.encode_sam(stock, tensor(x["images"]))
     out = stock(
         image_embeddings=channels_first(x["features"]),
-        input_points=tensor(x["points"]), input_labels=tensor(x["labels"]),
-    )  # fmt: skip
+        input_points=tensor(x["points"]),
+        input_labels=tensor(x["labels"]),
+    )
     stages = {"features": channels_last(features), "masks": out.pred_masks}
     return stages | {"iou": out.iou_scores}
 

@@ -28,7 +28,7 @@ from rb_jax.port.parity.pair import (
     tensor,
     tensors,
     words,
-)  # fmt: skip
+)
 from rb_jax.port.parity.report import Stages
 from rb_jax.port.torch import ReasonBrainTorch, records
 from rb_jax.weights.folder import differing_model_keys
@@ -88,8 +88,10 @@ def random_inputs(config: Config, rng: np.random.Generator) -> Given:
     """Pictures, words, regions and noise; every kind of padding is among them."""
     model, size = config.model, config.data.image_size
     grid, side = model.region_grid(size), latent_side(config)
-    names = [Text(*words(rng, model.text.vocab_size, OBJECT_TOKENS))
-             for _ in range(model.frce.max_objects)]  # fmt: skip
+    names = [
+        Text(*words(rng, model.text.vocab_size, OBJECT_TOKENS))
+        for _ in range(model.frce.max_objects)
+    ]
     batch = Batch(
         source=pictures(rng, size),
         target=None,
@@ -134,9 +136,14 @@ def beside(ours: Run, twin: ReasonBrainTorch, given: Given) -> list[tuple[str, t
     else:
         tokens = twin.own.cond_proj(v_hat)
     names = {
-        "vision": "image", "patches": "patches", "text": "text", "pooled": "pooled",
-        "objects": "objects", "regions": "regions", "source latent": "source_latent",
-    }  # fmt: skip
+        "vision": "image",
+        "patches": "patches",
+        "text": "text",
+        "pooled": "pooled",
+        "objects": "objects",
+        "regions": "regions",
+        "source latent": "source_latent",
+    }
     encoded = [(n, (getattr(ours.features, f), getattr(made, f))) for n, f in names.items()]
     velocities = [
         twin.velocity(

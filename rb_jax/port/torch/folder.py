@@ -29,9 +29,15 @@ from rb_jax.config import Config, from_stored
 from rb_jax.errors import InputError
 
 PARTS = (
-    "config.json", "transformer", "vae", "text_encoder", "mllm", "reasonbrain/model.safetensors",
-    "text_tokenizer.json", "prompt_tokenizer.json",
-)  # fmt: skip
+    "config.json",
+    "transformer",
+    "vae",
+    "text_encoder",
+    "mllm",
+    "reasonbrain/model.safetensors",
+    "text_tokenizer.json",
+    "prompt_tokenizer.json",
+)
 ADAPTER = "mllm_adapter"
 # CLIP's norm of the pooled picture, which nothing here looks at.
 UNUSED = re.compile(r".*post_layernorm\.(weight|bias)")

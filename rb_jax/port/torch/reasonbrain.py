@@ -202,13 +202,19 @@ class ReasonBrainTorch(nn.Module):
         v_hat = project["v_hat"](v_hat)
         image_mask = torch.ones_like(features.image[..., 0], dtype=torch.bool)
         visual = cme.visual_enhancer(
-            v_hat, project["image"](features.image), image_mask,
-            project["visual_cues"](cues.visual), cues.visual_mask,
-        )  # fmt: skip
+            v_hat,
+            project["image"](features.image),
+            image_mask,
+            project["visual_cues"](cues.visual),
+            cues.visual_mask,
+        )
         textual = cme.text_enhancer(
-            v_hat, project["text"](features.text), features.text_mask,
-            project["textual_cues"](cues.textual), cues.textual_mask,
-        )  # fmt: skip
+            v_hat,
+            project["text"](features.text),
+            features.text_mask,
+            project["textual_cues"](cues.textual),
+            cues.textual_mask,
+        )
         return visual, textual
 
     def condition(self, features: Features) -> tuple[Conditioning, torch.Tensor]:
@@ -355,9 +361,11 @@ def without_condition(conditioning: Conditioning) -> Conditioning:
 def _check_settings(steps: int, seed: int, guidance: float, true_cfg: float) -> None:
     """InputError for what rb_jax.Editor would refuse."""
     ranges = [
-        ("steps", steps, 1, MAX_STEPS), ("seed", seed, 0, 2**32 - 1),
-        ("guidance", guidance, 0, 100), ("true_cfg", true_cfg, 0, 100),
-    ]  # fmt: skip
+        ("steps", steps, 1, MAX_STEPS),
+        ("seed", seed, 0, 2**32 - 1),
+        ("guidance", guidance, 0, 100),
+        ("true_cfg", true_cfg, 0, 100),
+    ]
     for name, value, low, high in ranges:
         if not low <= value <= high:
             raise InputError(f"{name} must be between {low} and {high}, got {value}")

@@ -22,14 +22,22 @@ import numpy as np
 from rb_jax.errors import InputError
 
 DTYPES = {
-    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "I16": np.dtype(np.int16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64), "U32": np.dtype(np.uint32), "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
-}  # fmt: skip
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
 MAX_HEADER_BYTES = 100_000_000
 MAX_MARKS = 4_000_000
 MAX_TENSOR_BYTES = 2**48
@@ -83,12 +91,15 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str], dict
     refuse(path, problems)
     infos = {
         name: TensorInfo(
-            name, DTYPES[entry["dtype"]], tuple(entry["shape"]), path,
+            name,
+            DTYPES[entry["dtype"]],
+            tuple(entry["shape"]),
+            path,
             8 + length + entry["data_offsets"][0],
             entry["data_offsets"][1] - entry["data_offsets"][0],
         )
         for name, entry in header.items()
-    }  # fmt: skip
+    }
     infos = dict(sorted(infos.items(), key=lambda item: item[1].offset))
     return infos, metadata, checksums or {}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -122,7 +123,11 @@ def test_what_a_kill_left_is_removed_and_work_in_progress_is_not(config, tmp_pat
         fcntl.flock(lock, fcntl.LOCK_EX)
         prepare(config, "train", tmp_path / "ready", progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        ".ready.b2", ".ready.notes", "ready", "set"]  # fmt: skip
+        ".ready.b2",
+        ".ready.notes",
+        "ready",
+        "set",
+    ]
     assert not (tmp_path / "ready" / "lock").exists()
 
 
@@ -147,3 +152,26 @@ def test_damaged_folders_say_so(config, tmp_path):
         (folder / "meta.json").write_text(text)
         with pytest.raises(InputError, match="not a prepared data set"):
             Prepared(folder)
+
+
+# VERSION -> the values of ReasonWorld scenes and of a folder, tokenised and segmented.
+PINNED = {3: "c65bc2e94be63ee4"}
+
+
+def test_a_change_of_the_values_needs_a_new_version(tmp_path):
+    """A folder made by older code is reused by its version, so the version must tell the truth."""
+    world = dataclasses.replace(Config(), data=DataConfig(count=5, image_size=SIZE))
+    digest = hashlib.sha256()
+    for number, each in enumerate((world, folder_config(tmp_path / "set", 3))):
+        ready = quick(each, tmp_path / f"p{number}")
+        for leaf in jax.tree.leaves(ready[np.arange(len(ready))]):
+            digest.update(repr((leaf.dtype, leaf.shape)).encode() + leaf.tobytes())
+    assert digest.hexdigest()[:16] == PINNED[prepared.VERSION], "raise prepared.VERSION, pin this"
+
+
+def test_a_comment_more_in_the_code_keeps_the_data(config, tmp_path):
+    """Only what is configured and what is in the data set counts."""
+    wanted = dataset_fingerprint(config, "train")
+    lines = (tmp_path / "set" / "train.jsonl").read_text().splitlines()
+    (tmp_path / "set" / "train.jsonl").write_text("\n\n".join(lines) + "\n")
+    assert dataset_fingerprint(config, "train") == wanted

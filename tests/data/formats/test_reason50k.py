@@ -219,3 +219,22 @@ def test_nothing_to_write_or_nowhere(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write_dataset(FakeWorld(), 1, tmp_path / "file", "train")
+
+
+def test_every_bad_line_is_named(root):
+    good, bad = json.dumps(LINE), json.dumps(LINE | {"category": "nose"})
+    put(root, bad, good, "{", *[bad] * 20)
+    with pytest.raises(InputError) as caught:
+        read_manifest(root, "train")
+    text = str(caught.value)
+    assert all(f"train.jsonl:{n}: " in text for n in (1, 3, 4, 11))
+    assert text.endswith("; and 12 more") and "train.jsonl:2:" not in text
+
+
+def test_of_pictures_alone_the_texts_may_be_anything(root):
+    put(root, json.dumps({"src_image": LINE["src_image"], "tgt_image": LINE["tgt_image"]}))
+    (record,) = read_manifest(root, "train", pictures_only=True)
+    assert record.instruction == "" and record.place.endswith("train.jsonl:1")
+    put(root, json.dumps(LINE | {"src_image": "none.png", "instruction": 5}))
+    with pytest.raises(InputError, match="train.jsonl:1: src_image: no such file"):
+        read_manifest(root, "train", pictures_only=True)

@@ -169,8 +169,10 @@ def check_damaged_shards(out, folder, count, seed, each=25):
         some = names[start : start + each]
         done = subprocess.run(
             [sys.executable, "-c", CHILD, str(folder), *some],
-            capture_output=True, text=True, timeout=10 + each * 2,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=10 + each * 2,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         shown = done.stdout.splitlines()
         assert len(shown) == 22 * len(some)

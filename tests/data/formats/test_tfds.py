@@ -55,8 +55,9 @@ def test_read_and_written_without_tensorflow(tmp_path):
     import_dataset("folder", tmp_path / "in", tmp_path / "out", shard_examples=3, progress=False)
     done = subprocess.run(
         [sys.executable, "-c", CHILD, tmp_path / "out", tmp_path / "tfds"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     folder = done.stdout.splitlines()[-1]
     a, b = Records(tmp_path / "out", "train"), Records(folder, "train", verify=True)

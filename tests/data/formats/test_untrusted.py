@@ -9,9 +9,17 @@ from rb_jax.data.formats.untrusted import MAX_LINE_BYTES, json_items, lines
 from rb_jax.errors import InputError
 
 VALUES = [
-    {}, [], {"a": 1}, [1, "x", None, True, -2.5e3], {"k": {"deep": ["ü", "\\u00e9"]}, "l": ""},
-    [12345678901234567890], [[[]], {}], {"a b": [1]}, list(range(40_000)), ["y" * 300_000, "z"],
-]  # fmt: skip
+    {},
+    [],
+    {"a": 1},
+    [1, "x", None, True, -2.5e3],
+    {"k": {"deep": ["ü", "\\u00e9"]}, "l": ""},
+    [12345678901234567890],
+    [[[]], {}],
+    {"a b": [1]},
+    list(range(40_000)),
+    ["y" * 300_000, "z"],
+]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
@@ -26,11 +34,20 @@ def test_items_of_any_file(tmp_path, value, indent):
 @pytest.mark.parametrize(
     ("text", "item"),
     [
-        ("", None), ("3", None), ('"a"', None), ("[1, 2", 2), ("[1 2]", 1), ('{"a" 1}', 1),
-        ("{1: 2}", 1), ("[1,]", 2), ("[nope]", 1), ("[" * 100_000, 1), ('{"a": [1, {]}', 1),
+        ("", None),
+        ("3", None),
+        ('"a"', None),
+        ("[1, 2", 2),
+        ("[1 2]", 1),
+        ('{"a" 1}', 1),
+        ("{1: 2}", 1),
+        ("[1,]", 2),
+        ("[nope]", 1),
+        ("[" * 100_000, 1),
+        ('{"a": [1, {]}', 1),
         ('["' + "x" * (2 * MAX_LINE_BYTES) + '"]', 1),
     ],
-)  # fmt: skip
+)
 def test_broken_json_names_file_and_item(tmp_path, text, item):
     path = tmp_path / "x.json"
     path.write_text(text)
@@ -65,7 +82,11 @@ def test_lines_from_a_place_in_the_file(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfa\n\n  \nb\r\n" + long + b"\n" + long + b"\nc")
     whole = list(lines(path))
     assert [(n, t and t.strip()) for n, t, _ in whole] == [
-        (1, b"a"), (4, b"b"), (5, None), (6, None), (7, b"c")
-    ]  # fmt: skip
+        (1, b"a"),
+        (4, b"b"),
+        (5, None),
+        (6, None),
+        (7, b"c"),
+    ]
     for place, line in enumerate(whole):
         assert list(lines(path, line.number, line.end)) == whole[place + 1 :]

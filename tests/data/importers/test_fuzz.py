@@ -15,11 +15,22 @@ from tests.data.formats.test_records import mutated
 SMALL, FULL = 1, 10
 SIZES = [SMALL, pytest.param(FULL, marks=pytest.mark.exhaustive)]
 JUNK = [
-    b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"{}" * 9, b"[" * 5000, b'{"instruction": 1e999}',
-    b'{"instruction": "x", "source": {"a": []}}', b"\0", b"NaN", b"{'a': 1}", b"-",
+    b"{",
+    b"[]",
+    b"null",
+    b'"x"',
+    b"\xff\xfe",
+    b"{}" * 9,
+    b"[" * 5000,
+    b'{"instruction": 1e999}',
+    b'{"instruction": "x", "source": {"a": []}}',
+    b"\0",
+    b"NaN",
+    b"{'a': 1}",
+    b"-",
     b'{"instruction": "\\ud800", "source": "a/0.png"}',
     b'{"instruction": "x", "source": "a/0.png", "objects": "x"}',
-]  # fmt: skip
+]
 
 
 def lines_of(root):

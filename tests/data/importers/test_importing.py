@@ -38,10 +38,12 @@ def test_a_folder_of_an_import(tmp_path):
     assert made is not None and [s.examples for s in made.shards] == [3, 3, 2]
     assert made.categories == {"": 3, "physical": 5} and made.targets == 8
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "dataset_info.json", "features.json",
+        "dataset_info.json",
+        "features.json",
         *(f"train-0000{n}-of-00003.array_record" for n in range(3)),
-        "train.manifest.json", "train.rejects.jsonl",
-    ]  # fmt: skip
+        "train.manifest.json",
+        "train.rejects.jsonl",
+    ]
     for shard in made.shards:
         assert shards.file_hash(tmp_path / "out" / shard.file) == shard.sha256
     before = content(tmp_path / "out")
@@ -86,9 +88,16 @@ def test_killed_by_the_system(tmp_path, wait):
     edits.folder(tmp_path / "in", 60)
     run(tmp_path, "whole", shard_examples=2)
     command = [
-        sys.executable, "-m", "rb_jax", "data", "import", "--from=folder",
-        f"--source={tmp_path}/in", f"--out={tmp_path}/out", "--shard_examples=2",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "rb_jax",
+        "data",
+        "import",
+        "--from=folder",
+        f"--source={tmp_path}/in",
+        f"--out={tmp_path}/out",
+        "--shard_examples=2",
+    ]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while child.poll() is None and not list(tmp_path.glob("out/.import-train/0*.json")):
         time.sleep(0.01)
@@ -116,9 +125,16 @@ def test_processes_at_the_same_time(tmp_path):
     edits.folder(tmp_path / "in", 24)
     run(tmp_path, "whole", shard_examples=2)
     command = [
-        sys.executable, "-m", "rb_jax", "data", "import", "--from=folder",
-        f"--source={tmp_path}/in", f"--out={tmp_path}/out", "--shard_examples=2",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "rb_jax",
+        "data",
+        "import",
+        "--from=folder",
+        f"--source={tmp_path}/in",
+        f"--out={tmp_path}/out",
+        "--shard_examples=2",
+    ]
     # Two of them do the same half: what they make is the same, and neither disturbs the other.
     places = ["--process_index=0", "--process_index=1", "--process_index=0"]
     children = [subprocess.Popen([*command, place, "--process_count=2"]) for place in places]
@@ -233,9 +249,13 @@ def test_a_budget_of_rejects(tmp_path, capsys):
     edits.folder(tmp_path / "in", 9)
     spoil(tmp_path, [1, 4, 5])
     flags = [
-        "data", "import", "--from=folder", f"--source={tmp_path}/in", f"--out={tmp_path}/out",
+        "data",
+        "import",
+        "--from=folder",
+        f"--source={tmp_path}/in",
+        f"--out={tmp_path}/out",
         "--shard-examples=3",
-    ]  # fmt: skip
+    ]
     assert main([*flags, "--max-rejects=2"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "more than --max_rejects=2 of 9 items" in said
@@ -302,7 +322,9 @@ def test_command_line(tmp_path, capsys):
     assert main(["data", "import", *flags]) == 2
     assert "needs --from" in capsys.readouterr().err
     assert main(["data", "import", "--from=folder", *flags, "--process_count=2"]) == 0
-    assert main(["data", "import", "--from=folder", *flags, "--process_index=1",
-                 "--process_count=2"]) == 0  # fmt: skip
+    assert (
+        main(["data", "import", "--from=folder", *flags, "--process_index=1", "--process_count=2"])
+        == 0
+    )
     assert "3 examples of train in 1 shards, 0 items rejected" in capsys.readouterr().out
     assert np.array_equal([r.id for r in every(tmp_path / "out")], ["1", "2", "3"])

@@ -109,8 +109,9 @@ def test_magicbrush_turns_without_sessions(tmp_path):
     (tmp_path / "in/edit_sessions.json").unlink()
     put(tmp_path / "in/edit_turns.json", json.dumps(entries["242"]))
     assert [r.target for r in run("magicbrush", tmp_path, "out", "dev")[1]] == [
-        picture(243), picture(244)
-    ]  # fmt: skip
+        picture(243),
+        picture(244),
+    ]
 
 
 def emu(numbers, hashes=True, **changes):
@@ -190,8 +191,10 @@ def test_reasonedit(tmp_path):
     assert records[7].source == picture(22) and records[6].target_caption is None
     rejects = (tmp_path / "out/test.rejects.jsonl").read_text()
     assert json.loads(rejects) == {
-        "file": "6-Reasoning/Reason_test.txt", "row": 2, "reason": "instruction is empty"
-    }  # fmt: skip
+        "file": "6-Reasoning/Reason_test.txt",
+        "row": 2,
+        "reason": "instruction is empty",
+    }
 
 
 def test_reasonedit_lines_and_pictures_must_go_together(tmp_path):
@@ -290,8 +293,9 @@ def test_instructpix2pix(tmp_path, source, place):
     table(tmp_path / "in" / place, columns)
     made, records = run("instructpix2pix", tmp_path, "out")
     assert [(r.instruction, r.source_caption, r.target_caption) for r in records] == [
-        ("x", "a", "A"), ("z", "c", None)
-    ]  # fmt: skip
+        ("x", "a", "A"),
+        ("z", "c", None),
+    ]
     assert records[1].target == picture(7) and made.rejects == 1
     reject = json.loads((tmp_path / "out/train.rejects.jsonl").read_text())
     assert reject == {
@@ -342,10 +346,15 @@ def test_reason50k(tmp_path):
         for n in range(3):
             put(tmp_path / f"in/images/{side}/{n:06d}.png", picture(start + n))
     lines: list[dict] = [
-        {"id": f"{n}", "category": "story", "src_image": f"images/src/{n:06d}.png",
-         "tgt_image": f"images/tgt/{n:06d}.png", "instruction": "What if the rope were cut?"}
+        {
+            "id": f"{n}",
+            "category": "story",
+            "src_image": f"images/src/{n:06d}.png",
+            "tgt_image": f"images/tgt/{n:06d}.png",
+            "instruction": "What if the rope were cut?",
+        }
         for n in range(3)
-    ]  # fmt: skip
+    ]
     lines[1] |= {"objects": ["rope", " "], "target_caption": "cut"}
     lines[2] |= {"category": "magic"}
     put(tmp_path / "in/val.jsonl", "\n\n".join(map(json.dumps, lines)))
@@ -378,8 +387,10 @@ def test_folder_with_json_lines(tmp_path):
     put(tmp_path / "in/metadata.jsonl", "\n".join(map(json.dumps, rows)))
     made, records = run("folder", tmp_path, "out")
     assert [(r.id, r.turn, r.category, r.objects) for r in records] == [
-        ("7", 2, "", ()), ("2", 1, "c", ("x",)), ("3", 1, "", ())
-    ]  # fmt: skip
+        ("7", 2, "", ()),
+        ("2", 1, "c", ("x",)),
+        ("3", 1, "", ()),
+    ]
     assert records[0].target == picture(2, "WEBP") and records[2].source_caption == "in"
     assert made.rejects == 4 and made.targets == 1
 

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 from skimage import data as photos
 
@@ -320,7 +321,7 @@ def test_saving_where_it_cannot_be(photo, tmp_path):
     (tmp_path / "folder.png").mkdir()
     for name, why in [
         ("a.xyz", "unknown picture suffix"),
-        ("a", "unknown picture suffix"),
+        ("a", "has no suffix"),
         ("none/a.png", "does not exist"),
         ("folder.png", "is a folder"),
         ("x" * 300 + ".png", "cannot be written"),
@@ -328,3 +329,21 @@ def test_saving_where_it_cannot_be(photo, tmp_path):
         with pytest.raises(InputError, match=why):
             images.save_image(tmp_path / name, photo)
     assert [p.name for p in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_bigtiff():
+    """TIFF of more than 4 GiB, which scanners write for smaller pictures too."""
+    pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    file, other = io.BytesIO(), io.BytesIO()
+    tifffile.imwrite(file, pixels, bigtiff=True, byteorder="<", photometric="rgb")
+    np.testing.assert_array_equal(images.decode_image(file.getvalue(), "x"), pixels)
+    tifffile.imwrite(other, pixels, bigtiff=True, byteorder=">", photometric="rgb")
+    with pytest.raises(InputError, match="x: a big-endian BigTIFF"):
+        images.decode_image(other.getvalue(), "x")
+
+
+def test_colours_as_floats_are_refused_for_what_they_are():
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((5, 7, 3), np.float32), photometric="rgb")
+    with pytest.raises(InputError, match="x: a TIFF with a kind of pixels .* floating-point"):
+        images.decode_image(file.getvalue(), "x")

@@ -26,8 +26,10 @@ def make(folder, sizes):
         for name in ("a", "b"):
             (folder / "in" / name).mkdir(parents=True, exist_ok=True)
             edits.Image.fromarray(pixels).save(folder / f"in/{name}/{n}.png")
-    rows = (f'{{"instruction": "fell {n}?", "source": "a/{n}.png", "target": "b/{n}.png"}}'
-            for n in range(len(sizes)))  # fmt: skip
+    rows = (
+        f'{{"instruction": "fell {n}?", "source": "a/{n}.png", "target": "b/{n}.png"}}'
+        for n in range(len(sizes))
+    )
     for split in ("train", "val"):
         edits.put(folder / f"in/{split}.jsonl", "\n".join(rows if split == "train" else []) + "\n")
     import_dataset("folder", folder / "in", folder / "out", shard_examples=3, progress=False)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from rb_jax.config import Config, DataConfig, ModelConfig
+from rb_jax.data.cache import prepared
 from rb_jax.data.inputs.text import Tokenizer, english, train_tokenizer
 from rb_jax.data.pipeline import loader
 from rb_jax.data.pipeline.collate import OBJECT_TOKENS
@@ -191,3 +193,44 @@ def test_a_broken_picture_stops_the_stream_by_name(tmp_path):
     (tmp_path / "images/src/train/000002.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(InputError, match=r"000002\.png"):
         next(loader.batches(config, "train"))
+
+
+def long_lines(folder, *numbers):
+    """Makes the instructions of these lines of a folder's manifest too long."""
+    path = folder / "train.jsonl"
+    lines = path.read_text().splitlines()
+    for number in numbers:
+        line = json.loads(lines[number - 1]) | {"instruction": "what if it rained? " * 30}
+        lines[number - 1] = json.dumps(line)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("prepare", [True, False])
+def test_every_instruction_that_is_too_long_is_named(tmp_path, prepare):
+    """With file, line and the keys to raise, before anything is made of the others."""
+    config = folder_config(tmp_path / "set", 9)
+    long_lines(tmp_path / "set", 2, 7)
+    with pytest.raises(InputError) as caught:
+        if prepare:
+            prepared.prepare(config, "train", tmp_path / "p", progress=False)
+        else:
+            loader.batches(config, "train")
+    text = str(caught.value)
+    assert all(f"train.jsonl:{n}: the instruction has" in text for n in (2, 7))
+    assert "the limit is 30" in text and "train.jsonl:3" not in text
+    keys = "config.model.text.max_length=32 and config.model.mllm.max_length=32"
+    assert text.endswith(f"shorten them, or train with more than {keys}")
+    assert not (tmp_path / "p").exists()
+
+
+def test_an_autoencoder_does_not_look_at_the_texts(tmp_path):
+    config = folder_config(tmp_path / "set", 9)
+    long_lines(tmp_path / "set", *range(1, 10))
+    train = dataclasses.replace(config.train, task="autoencoder")
+    batch = next(loader.batches(dataclasses.replace(config, train=train), "train"))
+    assert batch.source.std() > 0 and batch.target is not None
+    assert not batch.object_mask.any() and not batch.region_mask.any()
+    ready = prepared.prepare(
+        dataclasses.replace(config, train=train), "train", tmp_path / "p", progress=False
+    )
+    assert len(ready) == 9

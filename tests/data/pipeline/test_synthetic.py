@@ -25,7 +25,7 @@ KINDS = {
         train__task="mmdit", train__frozen=(), train__eval_examples=0, model__cme__enabled=False
     ),
     "autoencoder": dict(train__task="autoencoder", train__frozen=()),
-}  # fmt: skip
+}
 
 
 def config(kind, **changes):

@@ -120,9 +120,13 @@ def test_multihead_is_torchs(cross):
     mask = RNG.random(tokens.shape[:2]) > 0.4  # seed 0 leaves some in each row
     forward = jax.jit(lambda x, context, mask: module(x, context, mask))
     out = np.asarray(forward(x, context if cross else None, mask))
-    p = {name: {"kernel": np.asarray(getattr(module, name).kernel[...]),
-                "bias": np.asarray(getattr(module, name).bias[...])}
-         for name in ("in_proj", "out_proj")}  # fmt: skip
+    p = {
+        name: {
+            "kernel": np.asarray(getattr(module, name).kernel[...]),
+            "bias": np.asarray(getattr(module, name).bias[...]),
+        }
+        for name in ("in_proj", "out_proj")
+    }
     for row in range(2):
         close(out[row], reference.multihead(p, x[row], tokens[row][mask[row]], 3), 1e-4)
     nothing = forward(x, context if cross else None, np.zeros_like(mask))
@@ -157,7 +161,7 @@ BACKENDS = [
     (GPU, (512, 500, 4, 4, 128), "bfloat16", "xla"),
     (mesh_of("gpu", "NVIDIA H100", tensor=4), (512, 512, 6, 6, 128), "bfloat16", "xla"),
     (CPU, (512, 512, 4, 4, 128), "bfloat16", "xla"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("mesh", "sizes", "dtype", "expected"), BACKENDS)

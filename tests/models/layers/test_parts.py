@@ -105,9 +105,11 @@ def test_gradient_of_lora(cut):
     grads = {path[0]: value.get_value() for path, value in nnx.to_flat_state(gradient)}
     a, b = module.lora_a[...], module.lora_b[...]
     expected = {
-        "lora_a": 2.5 * x.T @ w @ b.T, "lora_b": 2.5 * (x @ a).T @ w,
-        "kernel": x.T @ w, "bias": w.sum(0),
-    }  # fmt: skip
+        "lora_a": 2.5 * x.T @ w @ b.T,
+        "lora_b": 2.5 * (x @ a).T @ w,
+        "kernel": x.T @ w,
+        "bias": w.sum(0),
+    }
     assert grads.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(grads[name], value, rtol=1e-4, atol=1e-5, err_msg=name)

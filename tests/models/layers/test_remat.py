@@ -91,17 +91,35 @@ def work(stage: str, remat: str) -> int:
 # attention's output saves one, since its backward pass needs the scores, and they are not kept.
 # LLaMA's block has q, k, v, two for attention, o, gate, up and down, whose output nothing needs.
 RECOMPUTED = [
-    ("double", "off", 0), ("double", "full", 12), ("double", "input", 12),
-    ("double", "modulation", 10), ("double", "qkv", 10), ("double", "attention", 11),
-    ("double", "proj", 10), ("double", "mlp", 10), ("double", "out", 10),
-    ("double", "modulation,qkv,attention,proj,mlp,out", 1), ("double", "qkv, mlp@host", 8),
-    ("single", "off", 0), ("single", "full", 7), ("single", "proj", 7),
-    ("single", "modulation", 6), ("single", "qkv", 6), ("single", "attention", 6),
-    ("single", "mlp", 6), ("single", "out", 5), ("single", "mlp@host", 6),
+    ("double", "off", 0),
+    ("double", "full", 12),
+    ("double", "input", 12),
+    ("double", "modulation", 10),
+    ("double", "qkv", 10),
+    ("double", "attention", 11),
+    ("double", "proj", 10),
+    ("double", "mlp", 10),
+    ("double", "out", 10),
+    ("double", "modulation,qkv,attention,proj,mlp,out", 1),
+    ("double", "qkv, mlp@host", 8),
+    ("single", "off", 0),
+    ("single", "full", 7),
+    ("single", "proj", 7),
+    ("single", "modulation", 6),
+    ("single", "qkv", 6),
+    ("single", "attention", 6),
+    ("single", "mlp", 6),
+    ("single", "out", 5),
+    ("single", "mlp@host", 6),
     ("single", "modulation,qkv,attention,mlp,out", 1),
-    ("llama", "full", 8), ("llama", "qkv", 5), ("llama", "attention", 7), ("llama", "proj", 7),
-    ("llama", "mlp", 6), ("llama", "out", 8), ("llama", "qkv,attention,proj,mlp", 1),
-]  # fmt: skip
+    ("llama", "full", 8),
+    ("llama", "qkv", 5),
+    ("llama", "attention", 7),
+    ("llama", "proj", 7),
+    ("llama", "mlp", 6),
+    ("llama", "out", 8),
+    ("llama", "qkv,attention,proj,mlp", 1),
+]
 
 
 @pytest.mark.parametrize(("stage", "setting", "expected"), RECOMPUTED)

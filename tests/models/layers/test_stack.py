@@ -26,7 +26,9 @@ def blocks():
 def test_layers_are_stacked_and_differ():
     params = flatten(blocks())
     assert {k: v.shape for k, v in params.items()} == {
-        "linear/kernel": (4, 5, 5), "linear/bias": (4, 5)}  # fmt: skip
+        "linear/kernel": (4, 5, 5),
+        "linear/bias": (4, 5),
+    }
     kernels = np.asarray(params["linear/kernel"])
     assert all(np.any(kernels[0] != kernels[i]) for i in range(1, 4))
 

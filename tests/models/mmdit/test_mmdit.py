@@ -31,8 +31,11 @@ def sinusoids(t):
 
 def tokens(latent):
     rows, columns, patch = HEIGHT // 2, WIDTH // 2, CONFIG.patch_size
-    cuts = [latent[patch * i : patch * i + 2, patch * j : patch * j + 2]
-            for i in range(rows) for j in range(columns)]  # fmt: skip
+    cuts = [
+        latent[patch * i : patch * i + 2, patch * j : patch * j + 2]
+        for i in range(rows)
+        for j in range(columns)
+    ]
     return np.array([cut.transpose(2, 0, 1).ravel() for cut in cuts])
 
 
@@ -100,8 +103,9 @@ def velocity(params, source, z, t, guidance, conditioning, row):
     text = conditioning.tokens[row]
     angle = angles([(0, 0, 0)] * len(text) + ids)
     streams = {
-        "txt": reference.linear(p["txt_in"], text), "img": reference.linear(p["img_in"], img)
-    }  # fmt: skip
+        "txt": reference.linear(p["txt_in"], text),
+        "img": reference.linear(p["img_in"], img),
+    }
     for layer in range(CONFIG.double_blocks):
         block = reference.tree(params, "mmdit/double_blocks", layer)
         streams = double_block(block, streams, vec, angle)
@@ -117,9 +121,10 @@ def velocity(params, source, z, t, guidance, conditioning, row):
 
 def inputs():
     conditioning = Conditioning(
-        tiny.normal(2, 5, CONFIG.context_width), tiny.normal(2, VECTOR),
+        tiny.normal(2, 5, CONFIG.context_width),
+        tiny.normal(2, VECTOR),
         tiny.normal(2, HEIGHT, WIDTH, CHANNELS, seed=9),
-    )  # fmt: skip
+    )
     t, guidance = np.array([0.3, 0.9], np.float32), np.array([1.0, 3.5], np.float32)
     return tiny.normal(2, HEIGHT, WIDTH, CHANNELS), t, guidance, conditioning
 

@@ -97,9 +97,14 @@ def test_settings_that_change_the_answer(model):
     base = edit()
     assert edit(seed=0) == edit(objects=("candle",)) == base
     changed = [
-        edit(seed=1), edit(steps=2), edit(guidance=1.0), edit(true_cfg=3.0),
-        edit("What if it rained?"), edit(objects=("wax",)), edit(noise=np.zeros((1, 8, 8, 3))),
-    ]  # fmt: skip
+        edit(seed=1),
+        edit(steps=2),
+        edit(guidance=1.0),
+        edit(true_cfg=3.0),
+        edit("What if it rained?"),
+        edit(objects=("wax",)),
+        edit(noise=np.zeros((1, 8, 8, 3))),
+    ]
     assert len({base, *changed}) == 1 + len(changed)
     assert changed[-1] == edit(noise=torch.zeros(1, 8, 8, 3), seed=9)
 
@@ -155,9 +160,15 @@ def test_bfloat16(folder, model):
 
 @pytest.mark.parametrize(
     "part",
-    ["config.json", "vae", "mllm", "reasonbrain/model.safetensors", "prompt_tokenizer.json",
-     "mllm_adapter/adapter_model.safetensors"],
-)  # fmt: skip
+    [
+        "config.json",
+        "vae",
+        "mllm",
+        "reasonbrain/model.safetensors",
+        "prompt_tokenizer.json",
+        "mllm_adapter/adapter_model.safetensors",
+    ],
+)
 def test_missing_parts(copy, part):
     (shutil.rmtree if (copy / part).is_dir() else lambda p: p.unlink())(copy / part)
     with pytest.raises(InputError, match=f"no {part}; not a complete export"):

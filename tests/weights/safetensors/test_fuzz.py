@@ -17,13 +17,68 @@ from rb_jax.errors import InputError
 from rb_jax.weights.safetensors.header import DTYPES
 from rb_jax.weights.safetensors.reader import TensorFiles
 
-NAMES = ["a", "", "x" * 1025, "/a", "a/../b", "..", "a\\b", "a\nb", "a\0b", "\ud800", "é", "\u202e",
-         "__metadata__", "dtype", " ", "layers.0.weight"]  # fmt: skip
-VALUES = [-1, 0, 1, 3, 4, 2**31, 2**48, 2**53, 2**63, 2**64, 10**30, -(2**63), 1.0, -0.0, 1e300,
-          float("nan"), float("inf"), True, False, None, "4", "F32", "", [], {}, [0], [[[]]],
-          {"a": 1}]  # fmt: skip
-NUMBERS = [b"-0", b"-1", b"01", b"1e1", b"4.0", b"0x4", b"NaN", b"1_0", b"18446744073709551616",
-           b"9" * 5000, b"", b" 4 "]  # fmt: skip
+NAMES = [
+    "a",
+    "",
+    "x" * 1025,
+    "/a",
+    "a/../b",
+    "..",
+    "a\\b",
+    "a\nb",
+    "a\0b",
+    "\ud800",
+    "é",
+    "\u202e",
+    "__metadata__",
+    "dtype",
+    " ",
+    "layers.0.weight",
+]
+VALUES = [
+    -1,
+    0,
+    1,
+    3,
+    4,
+    2**31,
+    2**48,
+    2**53,
+    2**63,
+    2**64,
+    10**30,
+    -(2**63),
+    1.0,
+    -0.0,
+    1e300,
+    float("nan"),
+    float("inf"),
+    True,
+    False,
+    None,
+    "4",
+    "F32",
+    "",
+    [],
+    {},
+    [0],
+    [[[]]],
+    {"a": 1},
+]
+NUMBERS = [
+    b"-0",
+    b"-1",
+    b"01",
+    b"1e1",
+    b"4.0",
+    b"0x4",
+    b"NaN",
+    b"1_0",
+    b"18446744073709551616",
+    b"9" * 5000,
+    b"",
+    b" 4 ",
+]
 
 
 def base_files():

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import rb_jax
 from rb_jax.errors import InputError
 from rb_jax.weights.safetensors import header, reader
 from rb_jax.weights.safetensors.reader import TensorFiles
 
 DTYPES = header.DTYPES
-PACKAGE = Path(reader.__file__).parent
+PACKAGE = Path(rb_jax.__file__).parent
 
 
 def packed(header, data=b""):
@@ -150,7 +151,8 @@ BROKEN = {
     "deep nesting": (packed('{"a":' + "[" * 100_000), "not JSON"),
     "endless lists": (packed('{"a":[' + "[]," * 2_000_000 + "[]]}"), "too long"),
     "name twice": (
-        packed('{"a":%s,"a":%s}' % ((json.dumps(entry()),) * 2), bytes(4)), "'a': is there twice"
+        packed('{"a":%s,"a":%s}' % ((json.dumps(entry()),) * 2), bytes(4)),
+        "'a': is there twice",
     ),
     "dtype twice": (
         packed('{"a":{"dtype":"U8","dtype":"U8","shape":[4],"data_offsets":[0,4]}}', bytes(4)),
@@ -189,12 +191,11 @@ BROKEN = {
     "offsets beyond": (packed({"a": entry(offsets=(4, 8))}, bytes(4)), "not within"),
     "wrong size": (packed({"a": entry("F32", (2,))}, bytes(4)), r"F32 \[2\] takes 8 bytes"),
     "empty, wrong size": (packed({"a": entry("F32", (0,))}, bytes(4)), "takes 0 bytes"),
-    "overlap": (
-        packed({"a": entry(), "b": entry(offsets=(2, 6))}, bytes(6)), "'b': overlaps"
-    ),
+    "overlap": (packed({"a": entry(), "b": entry(offsets=(2, 6))}, bytes(6)), "'b': overlaps"),
     "the same bytes": (packed({"a": entry(), "b": entry()}, bytes(4)), "'b': overlaps"),
     "empty tensor inside": (
-        packed({"a": entry(), "b": entry(shape=(0,), offsets=(2, 2))}, bytes(4)), "'b': overlaps"
+        packed({"a": entry(), "b": entry(shape=(0,), offsets=(2, 2))}, bytes(4)),
+        "'b': overlaps",
     ),
     "gap": (packed({"a": entry(), "b": entry(offsets=(5, 9))}, bytes(9)), "'b': has a gap"),
     "gap at the start": (packed({"a": entry(offsets=(1, 5))}, bytes(5)), "'a': has a gap"),
@@ -208,7 +209,7 @@ BROKEN = {
     "backslash": (packed({"a\\b": entry()}, bytes(4)), "no backslash"),
     "absolute name": (packed({"/etc/x": entry()}, bytes(4)), "absolute"),
     "name leads up": (packed({"a/../b": entry()}, bytes(4)), "'..'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -337,10 +338,18 @@ def test_index_that_does_not_fit(tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"{}", b'{"weight_map": {}}', b'{"weight_map": []}', b"\xff", b"[" * 10**5,
-     b'{"weight_map": {"a": "x.safetensors", "a": "x.safetensors"}}',
-     b'{"weight_map": ' + b"[[],[]," * 10**6],
-)  # fmt: skip
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"weight_map": {}}',
+        b'{"weight_map": []}',
+        b"\xff",
+        b"[" * 10**5,
+        b'{"weight_map": {"a": "x.safetensors", "a": "x.safetensors"}}',
+        b'{"weight_map": ' + b"[[],[]," * 10**6,
+    ],
+)
 def test_broken_index(tmp_path, content):
     path = tmp_path / "model.safetensors.index.json"
     path.write_bytes(content)

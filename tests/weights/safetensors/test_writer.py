@@ -108,8 +108,11 @@ def test_shards_hold_what_fits_in_order(tmp_path):
     places = [names.index(shard) for shard in index["weight_map"].values()]
     assert list(index["weight_map"]) == list(sizes) and places == [0, 0, 0, 1, 2, 2, 2, 3]
     assert [list(TensorFiles.open(path)) for path in paths[:-1]] == [
-        ["a", "b", "c"], ["d"], ["e", "f", "g"], ["h"],
-    ]  # fmt: skip
+        ["a", "b", "c"],
+        ["d"],
+        ["e", "f", "g"],
+        ["h"],
+    ]
     files = TensorFiles.open(tmp_path)
     reader.verify(files)
     assert all(same(files.read(name), array) for name, array in arrays.items())
@@ -208,11 +211,6 @@ def test_small_disk_is_refused_at_once(tmp_path, monkeypatch):
         write(tmp_path, {"x": X})
 
 
-def test_progress_in_bytes(tmp_path, capsys):
-    write(tmp_path, {"x": np.zeros(3_000_000, np.uint8)}, label="writing", progress=True)
-    assert "writing: 100%" in (shown := capsys.readouterr().err) and "3.00M/3.00M" in shown
-
-
 # Folders.
 
 
@@ -260,7 +258,7 @@ def test_targets_that_are_refused(tmp_path):
     for name, message in [
         ("file", "exists and is not a folder"),
         ("full", "exists and is not empty; choose another --out"),
-        ("file/below", "cannot be written"),
+        ("file/below", "file: is not a folder"),
     ]:
         with pytest.raises(InputError, match=message), new_folder(tmp_path / name):
             raise AssertionError

@@ -56,17 +56,27 @@ def _check(config: SAMConfig) -> None:
         (
             len(set(config.global_layers)) == len(config.global_layers)
             and all(0 <= i < config.layers for i in config.global_layers),
-            "global_layers", f"must be different numbers below layers={config.layers}",
+            "global_layers",
+            f"must be different numbers below layers={config.layers}",
         ),
-        (config.out_channels % 2 == 0 and config.out_channels >= 8, "out_channels",
-         "must be even and at least 8"),
-        (config.out_channels % config.attention_downsample == 0, "attention_downsample",
-         "must divide out_channels"),
-        (inner % config.decoder_heads == 0 and config.out_channels % config.decoder_heads == 0,
-         "decoder_heads", f"must divide out_channels and {inner}, the downsampled width"),
+        (
+            config.out_channels % 2 == 0 and config.out_channels >= 8,
+            "out_channels",
+            "must be even and at least 8",
+        ),
+        (
+            config.out_channels % config.attention_downsample == 0,
+            "attention_downsample",
+            "must divide out_channels",
+        ),
+        (
+            inner % config.decoder_heads == 0 and config.out_channels % config.decoder_heads == 0,
+            "decoder_heads",
+            f"must divide out_channels and {inner}, the downsampled width",
+        ),
         (config.mask_channels % 4 == 0, "mask_channels", "must be a multiple of 4"),
         (config.iou_head_layers >= 2, "iou_head_layers", "must be at least 2"),
-    ]  # fmt: skip
+    ]
     for holds, name, why in rules:
         if not holds:
             raise ConfigError(f"config.model.sam.{name}: {why}, got {getattr(config, name)}")

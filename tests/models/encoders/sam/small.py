@@ -10,10 +10,20 @@ from rb_jax.weights.params import merge
 from tests import tiny
 
 CONFIG = SAMConfig(
-    image_size=20, patch_size=4, width=12, layers=4, heads=3, mlp_width=22, window_size=2,
-    global_layers=(0, 2), out_channels=16, decoder_heads=2, decoder_mlp_width=24,
-    iou_head_width=18, mask_channels=8,
-)  # fmt: skip
+    image_size=20,
+    patch_size=4,
+    width=12,
+    layers=4,
+    heads=3,
+    mlp_width=22,
+    window_size=2,
+    global_layers=(0, 2),
+    out_channels=16,
+    decoder_heads=2,
+    decoder_mlp_width=24,
+    iou_head_width=18,
+    mask_channels=8,
+)
 
 
 def build(make):

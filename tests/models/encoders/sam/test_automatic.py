@@ -26,9 +26,14 @@ from tests.models.encoders.sam.small import CONFIG, build, sam
 
 # Nothing is filtered, so that what is left is up to the suppression.
 SETTINGS = AutomaticMaskSettings(
-    points_per_side=3, points_per_batch=4, pred_iou_thresh=0.0, stability_score_thresh=0.0,
-    stability_score_offset=0.005, mask_threshold=0.05, box_nms_thresh=0.9,
-)  # fmt: skip
+    points_per_side=3,
+    points_per_batch=4,
+    pred_iou_thresh=0.0,
+    stability_score_thresh=0.0,
+    stability_score_offset=0.005,
+    mask_threshold=0.05,
+    box_nms_thresh=0.9,
+)
 
 
 def photograph(width, height):
@@ -48,7 +53,11 @@ def test_crops_cover_the_picture_and_overlap():
     assert [layer for _, layer in crops] == [0] + [1] * 4 + [2] * 16
     # Layer 1: an overlap of int(0.3 x 90) = 27 pixels.
     assert [box for box, layer in crops if layer == 1] == [
-        (0, 0, 74, 59), (0, 32, 74, 90), (47, 0, 121, 59), (47, 32, 121, 90)]  # fmt: skip
+        (0, 0, 74, 59),
+        (0, 32, 74, 90),
+        (47, 0, 121, 59),
+        (47, 32, 121, 90),
+    ]
     for layer in (1, 2):
         covered = np.zeros((90, 121), int)
         for (left, top, right, bottom), number in crops:
