@@ -65,7 +65,7 @@ class LoggedProgress:
         units = self.unit if self.unit == "B" else f" {self.unit}s"
         LOG.info("%s: %s of %s%s, %s/s, %s left", self.label, done, total, units, speed, left)
 
-    def _number(self, value: float) -> str:
+    def _number(self, value: int | float) -> str:
         if self.unit == "B":
             return tqdm.format_sizeof(value)
         return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2f}"

@@ -68,7 +68,8 @@ def parts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def assembled(parts, tmp_path_factory):
     out = tmp_path_factory.mktemp("assembled") / "model"
-    made = assemble.assemble(CONFIG, [imported for imported, _ in parts.values()], out)
+    folders = [imported for imported, _ in parts.values()]
+    made = assemble.assemble(CONFIG, folders, out, allow_random_frozen=True)
     assert made.config.model.mmdit.source == "channel"
     return out
 

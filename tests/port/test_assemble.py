@@ -76,7 +76,8 @@ def assembled(tmp_path_factory, parts):
     model = tiny.CONFIG.model
     other = dataclasses.replace(whole.CONFIG.model, text=model.text, vision=model.vision)
     out = tmp_path_factory.mktemp("assembled") / "model"
-    made = assemble(dataclasses.replace(whole.CONFIG, model=other), list(parts.values()), out)
+    config = dataclasses.replace(whole.CONFIG, model=other)
+    made = assemble(config, list(parts.values()), out, allow_random_frozen=True)
     return made, out
 
 
@@ -148,6 +149,26 @@ def test_trains_and_edits(assembled, tmp_path, patch):
         picture, "What if the rope were cut?", steps=1
     )
     assert edited.size == (32, 40)
+
+
+def test_frozen_stages_without_weights_are_refused(parts, tmp_path, capsys, patch):
+    """They would paint noise for good: the autoencoder, and encoders that nothing trains."""
+    without = [str(parts[name]) for name in ("flux", "llava")]
+    config = dataclasses.replace(
+        whole.CONFIG,
+        train=dataclasses.replace(
+            whole.CONFIG.train,
+            trainable=("mllm/**", "mmdit/**", "frce/**", "qformer/**", "cme/**", "projections/**"),
+        ),
+    )
+    with pytest.raises(InputError) as caught:
+        assemble(config, without, tmp_path / "out")
+    assert "no part has weights for autoencoder, regions, text, which the" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    argv = ["assemble", "--config=reasonworld", f"--parts={parts['clip']}", f"--out={tmp_path}/o"]
+    argv.append("--config.optimizer.warmup_steps=0")
+    assert main(argv) == 2
+    assert "for autoencoder, which the configuration freezes" in capsys.readouterr().err
 
 
 # What fits and what does not --------------------------------------------------------------------

@@ -53,6 +53,8 @@ def test_what_is_written_is_read_back(tmp_path):
     assert len(dataset) == 5
     for index in range(5):
         example, expected = dataset[index], world[index]
+        assert example.place == f"{path}:{index + 1}"
+        example = dataclasses.replace(example, place="")
         for field in dataclasses.fields(expected):
             a, b = getattr(example, field.name), getattr(expected, field.name)
             assert np.array_equal(a, b) if isinstance(b, np.ndarray) else a == b, field.name
