@@ -7,6 +7,7 @@ import functools
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from rb_jax.data.pipeline.sam_regions import with_regions
 from rb_jax.errors import InputError
 from rb_jax.models.pixels import psnr, to_float, to_uint8
 from rb_jax.models.types import Batch
+from rb_jax.runtime.compiling import compiled
 from rb_jax.runtime.logging import LOG
 from rb_jax.weights.params import Params, cast_params, definition, merge
 
@@ -47,6 +49,7 @@ class Editor:
         self.collate = Collator(config)
         self._graphdef = definition(config)[0]
         self._params = cast_params(config, {k: jnp.asarray(v) for k, v in params.items()})
+        self._programs: dict[tuple, Any] = {}
         self._codec = jax.jit(functools.partial(_reconstruct, self._graphdef))
         self._sample = jax.jit(
             functools.partial(_sample, self._graphdef), static_argnames=("steps", "true_cfg")
@@ -60,7 +63,9 @@ class Editor:
         Raises InputError when there is none or it does not fit its configuration.
         """
         source = "shipped" if folder is None else str(folder)
-        LOG.info("loading the weights of %s", source)
+        LOG.info(
+            "loading the weights of %s", "the shipped model" if source == "shipped" else source
+        )
         config, params = load_weights(source)
         return cls(config, params, reasonworld_only=source == "shipped")
 
@@ -126,20 +131,29 @@ class Editor:
             examples = [with_regions(sam, e, collate.grid, collate.max_regions) for e in examples]
         batch = dataclasses.replace(self.collate(examples), target=None)
         batch = jax.tree.map(jnp.asarray, batch)
-        return np.asarray(
-            self._sample(
-                self._params,
-                batch,
-                jax.random.key(seed),
-                jnp.float32(guidance),
-                steps=steps,
-                true_cfg=float(true_cfg),
-            )
+        edited = self._call(
+            f"the sampler of {steps} steps",
+            self._sample,
+            batch,
+            jax.random.key(seed),
+            jnp.float32(guidance),
+            steps=steps,
+            true_cfg=float(true_cfg),
         )
+        return np.asarray(edited)
 
     def reconstruct(self, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
         """Pictures through the autoencoder and back: the best any edit can look."""
-        return np.asarray(self._codec(self._params, jnp.asarray(images)))
+        return np.asarray(self._call("the autoencoder", self._codec, jnp.asarray(images)))
+
+    def _call(self, what: str, function: Any, *args: Any, **settings: Any) -> jax.Array:
+        """Runs a jitted function of the parameters and ``args``, compiled when it is new."""
+        shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(args))
+        key = (what, shapes, tuple(settings.items()))
+        if key not in self._programs:
+            lowered = function.lower(self._params, *args, **settings)
+            self._programs[key] = compiled(lowered, what)
+        return self._programs[key](self._params, *args)
 
 
 def check_seed(seed: int) -> None:

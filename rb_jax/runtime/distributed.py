@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from rb_jax.errors import InputError
+from rb_jax.runtime import logging
 from rb_jax.runtime.exits import EXIT_HUNG, RunError
 from rb_jax.runtime.jax_internals import running_on_cloud_tpu
 
@@ -56,6 +57,7 @@ def start(
         if isinstance(error, ValueError):
             raise InputError(text) from error
         raise RunError(EXIT_HUNG, f"{text}; start all of them again") from error
+    logging.name_process(jax.process_index(), jax.process_count())
     atexit.register(_ignore_late_signals)
 
 

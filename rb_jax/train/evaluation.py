@@ -16,6 +16,7 @@ from rb_jax.config import Config
 from rb_jax.data.inputs.images import save_image
 from rb_jax.models.pixels import to_uint8
 from rb_jax.models.types import AnyBatch, Batch, FeatureBatch
+from rb_jax.runtime.compiling import compiled
 from rb_jax.runtime.processes import is_primary
 from rb_jax.sharding.mesh import compiler_options, process_rows, replicated, shard_batch
 from rb_jax.train import feed
@@ -57,14 +58,15 @@ class Evaluator:
                 if shapes(made) not in self.losses:
                     batch = shard_batch(self.mesh, made, size)
                     lowered = self.loss.lower(state, batch, jax.random.key(0))
-                    self.losses[shapes(made)] = lowered.compile()
+                    self.losses[shapes(made)] = compiled(lowered, "the validation loss")
             if count := min(self.config.train.eval_examples, size):
                 few = next(feed.streamed(self.config, split, rows=np.arange(count)))
                 assert isinstance(few, Batch | FeatureBatch), "no pictures in these batches"
                 batch = shard_batch(self.mesh, few)
                 if isinstance(few, FeatureBatch):
                     self.decode = latent_decoder(self.config, self.mesh, few.target_latent.shape)
-                self.sample = self.sample.lower(state, batch, jax.random.key(0)).compile()
+                lowered = self.sample.lower(state, batch, jax.random.key(0))
+                self.sample = compiled(lowered, "the sampler")
                 self.few = few
 
     def evaluate(

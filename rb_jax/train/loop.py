@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from rb_jax.errors import InputError, refuse_url
 from rb_jax.files import to_json, write_text
 from rb_jax.runtime.exits import EXIT_IO, STATUS, RunError, Signals, installed
 from rb_jax.runtime.processes import from_primary, is_primary, say, wait_for_all
+from rb_jax.runtime.progress import working
 from rb_jax.runtime.signals import SAVE_FAILED, StopRequest
 from rb_jax.runtime.watchdog import LONG, Watchdog
 from rb_jax.sharding.mesh import (
     check_batch_size,
     check_heads,
-    compiler_options,
     make_mesh,
     replicated,
     shard_batch,
@@ -48,7 +47,8 @@ from rb_jax.train.state import (
     layout_of,
     parameter_report,
 )
-from rb_jax.train.step import model_flops, shapes, train_step
+from rb_jax.train.step import train_step
+from rb_jax.train.stepper import Stepper
 from rb_jax.weights.folder import save_weights
 from rb_jax.weights.params import Params, definition
 
@@ -96,6 +96,7 @@ class Run:
     watchdog: Watchdog
     profiler: Profiler
     evaluates: bool = False  # whether the evaluation of the state's step is still to be done
+    pending: dict[str, Any] | None = None  # metrics of a step that the devices may still work on
 
 
 def train(config: Config, workdir: str | Path, signals: Signals | None = None) -> int:
@@ -126,6 +127,7 @@ def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) ->
     watchdog = stack.enter_context(closing(Watchdog(settings.step_timeout)))
     kept = (settings.keep_checkpoints, settings.keep_every)
     manager = stack.enter_context(checkpoint.open_checkpoints(workdir, *kept))
+    say(f"{mesh.size} x {mesh.devices.flat[0].device_kind}, workdir {workdir}")
     state, saved = start(config, manager, mesh)
     say(parameter_report(state))
     step = int(state.step)
@@ -194,7 +196,9 @@ def start(
     """The newest good checkpoint's state and the loop's record, or a fresh state and {}."""
     step, tx = manager.newest_good(), make_optimizer(config)
     if step is None:
-        return init_state(config, tx, distributed(initial_weights(config), mesh), mesh), {}
+        weights = distributed(initial_weights(config), mesh)
+        with working("initialising the parameters"):
+            return init_state(config, tx, weights, mesh), {}
     there = checkpoint.read_metadata(manager.folder / str(step))["config"]
     check_workdir(config, manager.folder.parent, there)
     restored = manager.restore(step, config, abstract_state(config, tx, mesh))
@@ -226,57 +230,80 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     batches = feed.Interruptible(stream, run.stop.alone)
     batch = next_batch(run, batches)
     run.watchdog.allow("compiling the step", LONG)
-    stepper, pending = compile_step(run, graphdef, state, batch), None
+    stepper = compile_step(run, graphdef, state, batch)
     progress = Progress(first, config.train.steps)
     run.stop.signals.hold()
     with closing(progress), closing(batches):
         for step in range(first + 1, config.train.steps + 1):
-            new = not stepper.knows(batch)  # the first batch of a bucket
-            if new:
-                if pending is not None:
-                    take(run, pending)
-                    pending = None
+            slow = step == first + 1
+            if not stepper.knows(batch):  # the first batch of a bucket
+                slow = True
+                take_pending(run)
                 compile_another(run, stepper, state, batch)
-            run.watchdog.allow(f"step {step}", LONG if new or step == first + 1 else 1)
-            run.stop.failed = run.manager.failed()
-            asked = run.stop.ask()
-            run.profiler.before(step, state.step)
-            state, metrics = stepper.step(state, batch)
-            run.clock.count(stepper.flops(batch))
-            # While the devices work on this step, read the previous one's metrics and the input.
-            if pending is not None:
-                take(run, pending)
-            pending = metrics
+            state, asked = launch(run, stepper, state, batch, step, slow)
             if step < config.train.steps:
                 batch = next_batch(run, batches)  # None: a signal came first
             signal = run.stop.answer(asked)  # read once: one may come at any point below
-            check_saved(run, signal)
-            final = step == config.train.steps
-            due = {k: step % getattr(config.train, f"{k}_every") == 0 for k in CADENCES}
-            if final or signal or any(due.values()):
-                take(run, pending)
-                pending = None
-            if due["log"] or final:
-                log_line(run, step, stepper, progress)
-            run.evaluates = due["eval"] or final
-            if run.evaluates and not signal:
-                run.evaluates = not evaluate(run, evaluator, state)
-                # A signal that came meanwhile, also to another process.
-                signal = run.stop.answer(run.stop.ask()) if run.evaluates else 0
-                check_saved(run, signal)
-            if due["checkpoint"] or final or signal:
-                save(run, state)
+            signal = finish(run, stepper, evaluator, progress, state, step, signal)
             progress.update(step)
             if signal:
                 return state, signal
     return state, 0
 
 
-def take(run: Run, metrics: dict[str, Any]) -> None:
-    """Reads the metrics of a step; raises RunError when too many were skipped."""
-    values = jax.device_get(metrics)
-    run.guard.add(values)
-    run.window.add(values)
+def launch(
+    run: Run, stepper: Stepper, state: TrainState, batch: Any, step: int, slow: bool
+) -> tuple[TrainState, jax.Array | None]:
+    """Gives the devices a step to work on; its state, and the question whether to stop.
+
+    Meanwhile the metrics of the step before are read.
+    """
+    run.watchdog.allow(f"step {step}", LONG if slow else 1)
+    run.stop.failed = run.manager.failed()
+    asked = run.stop.ask()
+    run.profiler.before(step, state.step)
+    state, metrics = stepper.step(state, batch)
+    run.clock.count(stepper.flops(batch))
+    take_pending(run)
+    run.pending = metrics
+    return state, asked
+
+
+def finish(
+    run: Run,
+    stepper: Stepper,
+    evaluator: Evaluator,
+    progress: Progress,
+    state: TrainState,
+    step: int,
+    signal: int,
+) -> int:
+    """Logs, evaluates and saves as is due after a step; the signal for which to stop, or 0."""
+    check_saved(run, signal)
+    final = step == run.config.train.steps
+    due = {k: step % getattr(run.config.train, f"{k}_every") == 0 for k in CADENCES}
+    if final or signal or any(due.values()):
+        take_pending(run)
+    if due["log"] or final:
+        log_line(run, step, stepper, progress)
+    run.evaluates = due["eval"] or final
+    if run.evaluates and not signal:
+        run.evaluates = not evaluate(run, evaluator, state)
+        # A signal that came meanwhile, also to another process.
+        signal = run.stop.answer(run.stop.ask()) if run.evaluates else 0
+        check_saved(run, signal)
+    if due["checkpoint"] or final or signal:
+        save(run, state)
+    return signal
+
+
+def take_pending(run: Run) -> None:
+    """Reads the metrics of the last step; raises RunError when too many were skipped."""
+    if run.pending is not None:
+        values = jax.device_get(run.pending)
+        run.pending = None
+        run.guard.add(values)
+        run.window.add(values)
 
 
 def check_saved(run: Run, signal: int) -> None:
@@ -291,34 +318,6 @@ def evaluate(run: Run, evaluator: Evaluator, state: TrainState) -> bool:
     run.watchdog.allow("an evaluation", LONG)
     with run.clock.phase("evaluation"):
         return evaluator.evaluate(run.workdir, run.log, state, run.stop.now)
-
-
-@dataclasses.dataclass
-class Stepper:
-    """The compiled steps, one for each shape of batch, and what is known about their cost."""
-
-    config: Config
-    jitted: Any
-    mesh: jax.sharding.Mesh
-    peak: float  # FLOP/s of all devices
-    compiled: dict[tuple, tuple[Callable, float]] = dataclasses.field(default_factory=dict)
-
-    def knows(self, batch: Any) -> bool:
-        return shapes(batch) in self.compiled
-
-    def compile(self, state: TrainState, batch: Any) -> None:
-        """Makes the step for this batch's shapes."""
-        with jax.set_mesh(self.mesh):
-            lowered = self.jitted.lower(state, batch)
-            step = lowered.compile(compiler_options(self.mesh))
-        self.compiled[shapes(batch)] = step, model_flops(self.config, batch)
-
-    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        return self.compiled[shapes(batch)][0](state, batch)
-
-    def flops(self, batch: Any) -> float:
-        """Model FLOPs of a step on a batch of this shape."""
-        return self.compiled[shapes(batch)][1]
 
 
 def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any) -> Stepper:
