@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.torch_loader import torch_batches
+from rb_jax import files
 from rb_jax.config import Config, DataConfig, from_config_dict, paper_model, to_config_dict
 from rb_jax.data.cache import features
 from rb_jax.data.formats import shards
@@ -272,8 +273,8 @@ def write_jpegs(folder: Path, examples: int, side: int, distinct: int) -> None:
         [],
         [shard],
     )
-    content = shards.to_json(dataclasses.asdict(manifest))
-    shards.write_text(shards.manifest_path(folder, "train"), content)
+    content = files.to_json(dataclasses.asdict(manifest))
+    files.write_text(shards.manifest_path(folder, "train"), content)
 
 
 def jpeg(seed: int, side: int) -> bytes:
@@ -306,8 +307,8 @@ def write_cache(folder: Path, size: Size) -> None:
     manifest = features.FeatureManifest(
         features.VERSION, "train", {}, "", {}, fields, shard.examples, [shard]
     )
-    content = shards.to_json(dataclasses.asdict(manifest))
-    shards.write_text(features.manifest_path(folder, "train"), content)
+    content = files.to_json(dataclasses.asdict(manifest))
+    files.write_text(features.manifest_path(folder, "train"), content)
 
 
 def resident() -> int:

@@ -84,7 +84,7 @@ def downloads(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("plan", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_the_page_runs(downloads, capsys, plan):
-    """The planner compiles for a TPU for as long as all the rest takes, hence the exhaustive one."""
+    """The planner compiles for as long as all the rest takes, hence the exhaustive one."""
     if plan and not has_libtpu:
         pytest.skip("libtpu is not installed")
     done = []

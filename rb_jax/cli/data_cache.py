@@ -8,7 +8,10 @@ is missing, and says at its end how to train from the cache.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rb_jax.cli.flags import Flags
+from rb_jax.files import check_writable
 
 
 def define(flags: Flags) -> None:
@@ -26,6 +29,7 @@ def define(flags: Flags) -> None:
 
 
 def run(flags: Flags) -> int:
+    check_writable(Path(flags.out))
     from rb_jax.data.cache.encode import cache_features
 
     manifest = cache_features(

@@ -8,7 +8,10 @@ Those in Parquet files need the extra [data].
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rb_jax.cli.flags import Flags
+from rb_jax.files import check_writable
 
 
 def define(flags: Flags) -> None:
@@ -22,6 +25,7 @@ def define(flags: Flags) -> None:
 
 
 def run(flags: Flags) -> int:
+    check_writable(Path(flags.out))
     from rb_jax.data.importers.importing import import_dataset
 
     manifest = import_dataset(

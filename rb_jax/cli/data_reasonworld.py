@@ -5,8 +5,11 @@ rb-jax data reasonworld --out=scenes --split=test --count=20
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rb_jax.cli.flags import Flags
 from rb_jax.errors import InputError
+from rb_jax.files import check_writable
 
 
 def define(flags: Flags) -> None:
@@ -19,6 +22,7 @@ def define(flags: Flags) -> None:
 
 
 def run(flags: Flags) -> int:
+    check_writable(Path(flags.out))
     from rb_jax.data.formats.reason50k import write_dataset
     from rb_jax.data.reasonworld import ReasonWorld
 

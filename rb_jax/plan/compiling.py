@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from rb_jax.errors import InputError
+from rb_jax.files import locked
 from rb_jax.plan import bundles, hlo, timing, work
 from rb_jax.plan.analysis import GIB, Analysis, show
 from rb_jax.plan.collectives import Layout
@@ -177,7 +177,7 @@ def _run_child(
     }
     command = [sys.executable, "-m", "rb_jax.plan.child", json.dumps(job)]
     (folder / FACTS).unlink(missing_ok=True)
-    with _lock(target.chip.is_tpu), tempfile.TemporaryFile("w+") as output:
+    with _alone(target.chip.is_tpu), tempfile.TemporaryFile("w+") as output:
         child = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             child.wait(timeout)
@@ -213,16 +213,10 @@ def _reason(log: str, status: int) -> tuple[str, bool]:
     return f"the child ended with status {status}: {last}", False
 
 
-@contextmanager
-def _lock(needed: bool) -> Iterator[None]:
+def _alone(needed: bool) -> AbstractContextManager[None]:
     """One compilation at a time: each takes all cores and gigabytes of memory."""
-    if not needed:
-        yield
-        return
     path = Path(tempfile.gettempdir()) / f"rb-plan-{os.getuid()}.lock"
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locked(path) if needed else nullcontext()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,10 +30,11 @@ from rb_jax.data.cache.features import (
 )
 from rb_jax.data.cache.prepared import folder_hash
 from rb_jax.data.formats.schema import EditExample
-from rb_jax.data.formats.shards import Shard, read_manifest, splits_in, to_json, write_text
+from rb_jax.data.formats.shards import Shard, read_manifest, splits_in
 from rb_jax.data.pipeline import loader
 from rb_jax.data.pipeline.sam_regions import with_regions
 from rb_jax.errors import InputError
+from rb_jax.files import to_json, write_text
 from rb_jax.models.types import ENCODERS, Batch, FeatureBatch
 from rb_jax.runtime.progress import progress_bar
 from rb_jax.sharding.mesh import batch_sharding, compiler_options, make_mesh, shard_batch

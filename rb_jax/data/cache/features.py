@@ -24,17 +24,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from rb_jax.config import Config, differing_keys
-from rb_jax.data.formats.shards import (
-    Shard,
-    check_shard,
-    describe_shard,
-    reason,
-    shard_name,
-    write_chunks,
-)
+from rb_jax.data.formats.shards import Shard, check_shard, describe_shard, shard_name, write_chunks
 from rb_jax.data.pipeline import loader
 from rb_jax.data.pipeline.order import Order, whole
 from rb_jax.errors import InputError
+from rb_jax.files import reason
 from rb_jax.models.types import ENCODERS, FeatureBatch, Features, Text
 
 # Of the files' layout and of all that is done to a picture or a text before an encoder sees it:

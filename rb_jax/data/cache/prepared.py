@@ -6,8 +6,8 @@ A folder holds one ``.npy`` file for each field of ``Batch``, one row an example
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -33,6 +33,7 @@ from rb_jax.data.pipeline import loader
 from rb_jax.data.pipeline.collate import OBJECT_TOKENS
 from rb_jax.data.pipeline.order import Order, whole
 from rb_jax.errors import InputError
+from rb_jax.files import locked
 from rb_jax.models.types import Batch, Text
 from rb_jax.runtime.progress import progress_bar
 
@@ -110,7 +111,8 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    lock = _lock(partial, os.O_CREAT)
+    lock = contextlib.ExitStack()
+    lock.enter_context(locked(partial / _LOCK, wait=False))
     try:
         fields = _write_fields(config, split, partial, progress)
         if encode_latents is not None:
@@ -122,30 +124,16 @@ def prepare(
         _publish(partial, folder, wanted)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
+        lock.close()
     return Prepared(folder)
 
 
 def _sweep(folder: Path) -> None:
     """Removes what processes that were killed left beside ``folder``."""
     for partial in folder.parent.glob(f".{folder.name}.*"):
-        try:
-            lock = _lock(partial)
-        except OSError:  # somebody is at work there, or it is not ours
-            continue
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
-
-
-def _lock(partial: Path, flags: int = 0) -> int:
-    """Takes an unfinished folder until the descriptor is closed; OSError if another has it."""
-    lock = os.open(partial / _LOCK, os.O_RDWR | flags, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
+        # Without a lock it is not ours; with one that is held somebody is at work there.
+        with contextlib.suppress(OSError), locked(partial / _LOCK, wait=False, create=False):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _publish(partial: Path, folder: Path, wanted: str) -> None:

@@ -28,6 +28,7 @@ from rb_jax.data.formats.records import (
     from_features,
 )
 from rb_jax.errors import InputError
+from rb_jax.files import to_json, write_text
 
 try:
     import tensorflow_datasets as tfds
@@ -125,8 +126,8 @@ def write_manifests(builder: tfds.core.DatasetBuilder) -> Path:
             notes=[],
             shards=described,
         )
-        content = shards.to_json(dataclasses.asdict(manifest))
-        shards.write_text(shards.manifest_path(folder, split), content)
+        content = to_json(dataclasses.asdict(manifest))
+        write_text(shards.manifest_path(folder, split), content)
     return folder
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -24,10 +23,11 @@ from typing import Any
 
 from rb_jax.data.formats import shards
 from rb_jax.data.formats.records import SCHEMA_VERSION, EditRecord
-from rb_jax.data.formats.shards import Manifest, Shard, manifest_path, to_json, write_text
+from rb_jax.data.formats.shards import Manifest, Shard, manifest_path
 from rb_jax.data.importers import IMPORTERS
 from rb_jax.data.importers.layout import Layout, Reject, Unit, pack, read_piece
 from rb_jax.errors import InputError
+from rb_jax.files import locked, to_json, write_text
 from rb_jax.runtime.progress import progress_bar
 
 SHARD_EXAMPLES = 1000
@@ -191,8 +191,8 @@ def _seal(work: Work) -> None:
 
 def _made_elsewhere(work: Work) -> bool:
     """Whether another process has finished the same import, and taken its files away meanwhile."""
-    with contextlib.suppress(OSError), open(work.folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until whoever is finishing it has
+    with contextlib.suppress(OSError), locked(work.folder / "lock"):
+        pass  # until whoever is finishing it has
     if not manifest_path(work.out, work.split).exists():
         return False
     mine = shards.read_manifest(work.out, work.split).fingerprint == work.fingerprint
@@ -281,12 +281,11 @@ def _reports(work: Work) -> list[dict[str, Any]]:
 
 def _publish(work: Work) -> Manifest | None:
     """Names the shards and writes the manifest, once every unit is done; else None."""
-    try:
-        lock = open(work.folder / "lock", "w")  # noqa: SIM115
-    except FileNotFoundError:
-        return shards.read_manifest(work.out, work.split)  # another process was first
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(work.folder / "lock"))
+        except FileNotFoundError:
+            return shards.read_manifest(work.out, work.split)  # another process was first
         if manifest_path(work.out, work.split).exists():
             if work.folder.exists():  # else another process held this lock and removed it
                 _seal(work)

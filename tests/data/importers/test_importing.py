@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rb_jax import files
 from rb_jax.cli import main
 from rb_jax.data.formats import shards
 from rb_jax.data.importers import importing
@@ -45,7 +46,7 @@ def test_a_folder_of_an_import(tmp_path):
         "train.rejects.jsonl",
     ]
     for shard in made.shards:
-        assert shards.file_hash(tmp_path / "out" / shard.file) == shard.sha256
+        assert files.file_hash(tmp_path / "out" / shard.file) == shard.sha256
     before = content(tmp_path / "out")
     assert run(tmp_path) == made and content(tmp_path / "out") == before
 
@@ -147,7 +148,7 @@ def test_another_process_finishes_the_same_import_first(tmp_path, monkeypatch, p
     """What it has taken away is neither missed nor left behind."""
     edits.folder(tmp_path / "in", 7)
     whole = run(tmp_path, "whole", shard_examples=2)
-    owner: Any = importing if place == "before its units" else importing.fcntl
+    owner: Any = importing if place == "before its units" else files.fcntl
     name = "_make_units" if place == "before its units" else "flock"
     original = getattr(owner, name)
 
