@@ -167,12 +167,12 @@ def measure_memory(size: Size, workers: list[int], repeats: int, folder: Path) -
     }
 
 
-Side = Callable[[float], float]  # seconds to measure for -> examples a second
+Side = Callable[[float], float]  # seconds to measure for -> examples per second
 Opened = contextlib.AbstractContextManager[Iterator[int]]  # yields the examples of each batch
 
 
 def in_turns(sides: Mapping[str, Side], seconds: float, repeats: int) -> dict[str, float]:
-    """Median examples a second of each side."""
+    """Median examples per second of each side."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():

@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--topology", default="v5p:2x2x1", help="TPU slice, as rb-jax plan names it"
     )
-    parser.add_argument("--rows", type=int, default=2, help="examples a chip (default 2)")
+    parser.add_argument("--rows", type=int, default=2, help="examples per chip (default 2)")
     parser.add_argument("--json", help="file for all figures")
     given = parser.parse_args(arguments)
     if not (Path(given.checkout) / "src/maxdiffusion").is_dir():

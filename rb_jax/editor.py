@@ -39,7 +39,7 @@ class UnfamiliarPicture(UserWarning):
 
 
 class Editor:
-    """A model with its weights, ready to edit pictures; keeps one compiled program a setting."""
+    """A model with its weights, ready to edit pictures; keeps one compiled program per setting."""
 
     def __init__(self, config: Config, params: Params, reasonworld_only: bool = False):
         if config.train.task != "edit":

@@ -198,7 +198,7 @@ def lower(program: Program, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def placed(args: Any, mesh: Mesh) -> Any:
-    """Shapes that lie on the mesh."""
+    """Shapes with their layouts on the mesh."""
     layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=layout), args)
 

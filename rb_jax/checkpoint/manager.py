@@ -1,6 +1,6 @@
 """Checkpoints of a run: the whole state, exactly, with the configuration that made it.
 
-``workdir/checkpoints/<step>/`` holds ``state`` (Orbax, one array a name), ``metadata.json``
+``workdir/checkpoints/<step>/`` holds ``state`` (Orbax, one array per name), ``metadata.json``
 (configuration, version, step, and the loop's own small record) and ``manifest.sha256``. It is
 written beside as ``<step>.saving`` and renamed once all is on the disk, so that a folder with a
 number is a finished checkpoint, or a damaged one.
@@ -305,7 +305,7 @@ def all_finite(arrays: dict[str, jax.Array]) -> jax.Array:
 
 @jax.jit
 def checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The sum of each array's bits modulo 2**32, where the array lies; one flipped bit shows."""
+    """The sum of each array's bits modulo 2**32, on its own devices; one flipped bit shows."""
 
     def total(x):
         if x.dtype == bool:

@@ -1,4 +1,4 @@
-"""The command line ``rb-jax VERB``: a module a verb, imported when it is asked for.
+"""The command line ``rb-jax VERB``: one module per verb, imported when it is asked for.
 
 A verb's module has a docstring, its help; ``define``, which adds its flags; and ``run``, which
 does the work and returns the exit status. Nothing heavy is imported until a verb runs.

@@ -24,7 +24,7 @@ def define(flags: Flags) -> None:
     flags.string("out", "Folder for the features; other splits in it stay.", required=True)
     flags.string("split", "Split to encode.", "train")
     flags.integer("batch_size", "Examples encoded together.", 16)
-    flags.integer("shard_examples", "Examples a shard.", 256)
+    flags.integer("shard_examples", "Examples per shard.", 256)
     flags.processes()
 
 

@@ -19,7 +19,7 @@ def define(flags: Flags) -> None:
     flags.string("source", "Folder of the data set, as it was fetched.", required=True)
     flags.string("out", "Folder for the shards; other splits of the data set stay.", required=True)
     flags.string("split", "Split to convert (default: the layout's, mostly train).")
-    flags.integer("shard_examples", "Examples a shard, at most where the source allows it.", 1000)
+    flags.integer("shard_examples", "Examples per shard, at most where the source allows it.", 1000)
     flags.integer("max_rejects", "Unusable items after which to stop (default: 1 in 100, or 10).")
     flags.processes()
 

@@ -1,4 +1,4 @@
-"""The sizes and switches of every stage of the model, a group a stage."""
+"""The sizes and switches of every stage of the model, one group per stage."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ CHARTS = (
     ("loss_flow", "Flow matching loss, L_DM"),
     ("loss_mllm", "Image token loss, L_MLLM"),
     ("loss", "Total loss"),
-    ("steps_per_second", "Steps a second"),
+    ("steps_per_second", "Steps per second"),
 )
 
 
@@ -197,7 +197,7 @@ def _score_tables(data: ReportData) -> str:
 
 
 def _score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """One body a category ("overall" first), one line a row of the comparison in each."""
+    """One body per category ("overall" first), with one line per row of the comparison."""
     found = {name for summary in rows.values() for name in _groups(summary)}
     groups = ["overall"] * ("overall" in found) + _categories(found - {"overall"})
     bodies = []

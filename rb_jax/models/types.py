@@ -7,7 +7,7 @@ Axis legend (one letter names an axis everywhere in the package):
 
     B  batch                      Y X  image height, width, pixels  C  channels / width of a stage
     P  patch tokens of the image encoder, no class token            E  the same with the class token
-    R  regions a picture          G_y G_x  cells of the region-mask grid, down and across
+    R  regions per picture          G_y G_x  cells of the region-mask grid, down and across
     V  visual cues (P + R)
     O  objects of an instruction
     T  text tokens (CLIP)         L  text tokens (language model)   K  tokens of one object's name

@@ -45,11 +45,11 @@ def show(result: Analysis, top: int = 20) -> str:
     floor = result.executed_tflop * 1e12
     lines = [
         f"{result.topology} x {result.slices}: {result.chips} chips, mesh {result.mesh}",
-        f"memory   peak {result.hbm_peak_gib:.2f} of {result.hbm_limit_gib:.1f} GiB a device "
+        f"memory   peak {result.hbm_peak_gib:.2f} of {result.hbm_limit_gib:.1f} GiB per device "
         f"(arguments {result.argument_gib:.2f}, temporaries {result.temp_gib:.2f}, "
         f"outputs {result.output_gib:.2f} of which aliased {result.alias_gib:.2f})",
         f"work     {result.executed_tflop:.3f} TFLOP a chip, {result.executed_tflop_total:.1f} "
-        f"in all; HBM traffic {result.hbm_traffic_gib:.1f} GiB a chip",
+        f"in all; HBM traffic {result.hbm_traffic_gib:.1f} GiB per chip",
         f"step     {result.predicted_step_s:.4f} s = compute {result.compute_s:.4f} "
         f"+ exposed communication {result.exposed_s:.4f}; "
         f"{floor / result.predicted_step_s / 1e12:.1f} TFLOP/s a chip executed",

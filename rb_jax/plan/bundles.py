@@ -1,8 +1,8 @@
 """Reads XLA:TPU's final instruction bundles: how many cycles each kernel of a step issues.
 
-A TensorCore issues one bundle a cycle, so a kernel's bundles times its loops' trip counts is the
+A TensorCore issues one bundle per cycle, so a kernel's bundles times its loops' trip counts is the
 time it takes when it never waits for memory, for the matrix unit or for another chip. The dump is
-written by ``DUMP_FLAGS``; it has one file a kernel, named after the HLO instruction.
+written by ``DUMP_FLAGS``; it has one file per kernel, named after the HLO instruction.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Kernel:
     def cycles(self, mxus: int, rows: int) -> float:
         """Bundles, or the matrix units' time where that is longer.
 
-        ``rows`` rows a cycle: the scheduler may issue faster than the units work.
+        ``rows`` rows per cycle: the scheduler may issue faster than the units work.
         """
         return max(self.bundles, self.pushes / max(mxus, 1) * _ROWS / max(rows, 1))
 

@@ -36,7 +36,7 @@ def render(rows: Sequence[Row], title: str, command: str) -> str:
         body.append(
             section(
                 "What travels",
-                "GiB a chip sends in a step, exposed in parentheses.",
+                "GiB per chip sends in a step, exposed in parentheses.",
                 _list([f"{row.topology}: {traffic(row)}" for row in compiled]),
             )
         )
@@ -45,7 +45,7 @@ def render(rows: Sequence[Row], title: str, command: str) -> str:
 
 
 def efficiency(rows: Sequence[Row]) -> dict[tuple[str, int, int], float]:
-    """(topology, slices, batch) -> examples a chip and second, relative to the kind's smallest."""
+    """(topology, slices, batch) -> examples per chip and second, relative to the smallest."""
     result: dict[tuple[str, int, int], float] = {}
     first: dict[str, float] = {}
     for row in sorted(rows, key=lambda row: row.chips):
@@ -101,7 +101,7 @@ def _charts(rows: Sequence[Row]) -> str:
         return ""
     relative = efficiency(rows)
     charts: list[tuple[str, Callable[[Row], float | None]]] = [
-        ("Peak memory, GiB a chip", lambda row: row.hbm_peak_gib),
+        ("Peak memory, GiB per chip", lambda row: row.hbm_peak_gib),
         ("Predicted step, seconds", lambda row: row.predicted_step_s),
         (
             "Throughput a chip, relative to the fewest chips",

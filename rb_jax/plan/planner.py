@@ -1,4 +1,4 @@
-"""From a configuration to what it would take on hardware that is not here, a row a topology.
+"""What a configuration would take on absent hardware, one row per topology.
 
 Everything that can be known without compiling is checked first: names, meshes, batches, and whether
 the training state alone exceeds the memory.
@@ -61,7 +61,7 @@ class Row:
     collectives: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     assumptions: list[str] = dataclasses.field(default_factory=list)
     remat: dict[str, str] = dataclasses.field(default_factory=dict)
-    frozen: str = "sharded"  # how the weights that never change lie: replicated, or sharded
+    frozen: str = "sharded"  # layout of the weights that never change: replicated or sharded
     note: str = ""
 
     @property
@@ -124,7 +124,7 @@ def sharded(one: Target) -> Target:
 
 
 def frozen_layout(one: Target, what: str = "train") -> str:
-    """How the weights that never change lie; when sampling none does."""
+    """The layout of the weights that never change; when sampling, that is all of them."""
     return "replicated" if _saving(one, what) else "sharded"
 
 
@@ -274,7 +274,7 @@ def memory_needed(log: str) -> float | None:
 
 
 def to_json(rows: Sequence[Row]) -> str:
-    """A list of objects, one a topology, with the fields of ``Row``."""
+    """A list with one object per topology, with the fields of ``Row``."""
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
 
 

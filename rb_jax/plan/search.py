@@ -75,7 +75,7 @@ def search(
         least = min(every, key=lambda c: c.gib)
         over = least.gib - least.target.limit / GIB
         raise InputError(
-            f"{name}: nothing fits; the smallest step needs about {least.gib:.1f} GiB a device, "
+            f"{name}: nothing fits; the smallest step needs about {least.gib:.1f} GiB per device, "
             f"{over:.1f} over: use more chips, or train.param_dtype=bfloat16"
         )
     ranked = sorted(fitting, key=lambda c: -c.rate)[:compiles]

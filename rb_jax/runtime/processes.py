@@ -74,7 +74,7 @@ def primary_first(action: Callable[[], T]) -> T:
 
 
 def to_host(array: Any) -> np.ndarray:
-    """A whole array, wherever its parts lie."""
+    """A whole array on the host, wherever its shards are."""
     pieces = list(host_pieces(array))
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 

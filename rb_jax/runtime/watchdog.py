@@ -25,7 +25,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def allow(self, what: str, times: int = 1) -> None:
-        """``what`` begins, and has ``times`` the seconds; what was begun before is done."""
+        """Starts the clock for ``what``, which may take ``times`` x ``seconds``."""
         with self._changed:
             self._what, self._allowed = what, times * self.seconds
             self._deadline = time.monotonic() + self._allowed

@@ -1,4 +1,4 @@
-"""How activations lie on the mesh that surrounds a trace (``jax.set_mesh``).
+"""Layouts of activations on the mesh that surrounds a trace (``jax.set_mesh``).
 
 Without a mesh nothing here does anything: the same model code runs on one device.
 """

@@ -10,7 +10,7 @@ class Chip:
     """One accelerator chip; every figure is for the whole chip, rates per second.
 
     ``cores`` TensorCores of ``mxus`` matrix units each run at ``clock``; a unit of side ``side``
-    takes ``rows`` rows a cycle, so that peak = cores x mxus x side^2 x 2 x rows x clock.
+    takes ``rows`` rows per cycle, so that peak = cores x mxus x side^2 x 2 x rows x clock.
     ``link`` is one interconnect link in one direction; on a GPU it is all of NVLink, one direction.
     """
 
@@ -22,7 +22,7 @@ class Chip:
     link: float  # bytes/s, one way
     dcn: float  # bytes/s, one way: this chip's share of its host's network
     cores: int = 1
-    devices: int = 1  # JAX devices a chip appears as
+    devices: int = 1  # JAX devices per chip appears as
     mxus: int = 0
     side: int = 0
     rows: int = 1
@@ -34,7 +34,7 @@ class Chip:
 
     @property
     def clock(self) -> float:
-        """Cycles a second, from the peak; GPUs raise ValueError."""
+        """Cycles per second, from the peak; GPUs raise ValueError."""
         if not self.is_tpu:
             raise ValueError(f"{self.name} has no matrix units to derive a clock from")
         return self.flops / (self.cores * self.mxus * self.side**2 * 2 * self.rows)
@@ -43,8 +43,8 @@ class Chip:
 # Peaks, memory and link rates: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x and NVIDIA's data
 # sheets (dense bf16). A TPU link is the published interchip bandwidth over its links, halved for
 # one direction where the page counts both: v4 and v5p have 6 links of 50 and 100 GB/s, v5e and v6e
-# 4 of 50 and 100, tpu7x 6 of 100. Networks between slices: 200 Gbit/s a host of 4 chips, twice that
-# from v6e on; between GPU hosts 400 Gbit/s a GPU. The clocks that follow from the peaks: v4 1.05
+# 4 of 50 and 100, tpu7x 6 of 100. Networks between slices: 200 Gbit/s per host of 4 chips, twice
+# that from v6e on; between GPU hosts 400 Gbit/s per GPU. The clocks that follow from the peaks: v4 1.05
 # GHz, v5e 1.50, v5p 1.75, v6e 1.75, tpu7x 2.20.
 CHIPS: dict[str, Chip] = {
     chip.name: chip

@@ -1,4 +1,4 @@
-"""The one table of how parameters lie on the mesh.
+"""The one table of parameter layouts on the mesh.
 
 A rule gives the axes of a parameter logical names, from the last axis backwards, so that the
 leading axis of stacked layers needs none; activations.LOGICAL says which mesh axis splits a name.
@@ -135,7 +135,7 @@ def param_shardings(
 
 
 def state_shardings(mesh: AnyMesh, state: Tree, frozen: str = "sharded") -> Tree:
-    """The layout of a training state (abstract or not): everything lies as its parameter does.
+    """The layout of a training state (abstract or not): moments follow their parameters.
 
     ``frozen`` is config.mesh.frozen.
     """
@@ -170,7 +170,7 @@ def _room(mesh: AnyMesh) -> float:
 
 
 def bytes_per_device(tree: Any, layouts: Any) -> int:
-    """Of arrays (abstract or not) that lie so."""
+    """Bytes that a tree of arrays (abstract or not) takes on each device in these layouts."""
     sizes = jax.tree.map(
         lambda x, layout: math.prod(layout.shard_shape(x.shape)) * x.dtype.itemsize, tree, layouts
     )

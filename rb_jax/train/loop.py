@@ -207,7 +207,7 @@ def start(
 
 
 def distributed(weights: Params, mesh: jax.sharding.Mesh) -> Params:
-    """Arrays of the host as they will lie on the mesh: no device gets a whole model."""
+    """Host arrays placed on the mesh, shard by shard: no device ever holds a whole model."""
     layouts = param_shardings(mesh, weights)
     return {
         path: jax.make_array_from_callback(np.shape(x), layouts[path], x.__getitem__)
@@ -333,7 +333,7 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
         run.manager.compile(state)
     seconds, flops = run.clock.spent["compile"], stepper.flops(batch)
     say(
-        f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP a step; "
+        f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP per step; "
         f"{peak / 1e12:.2f} TFLOP/s ({source})"
     )
     row = {"compile_seconds": seconds, "step_flops": flops, "peak_flops": peak}

@@ -91,7 +91,7 @@ class Clock:
         self.spent[name] += time.perf_counter() - begin
 
     def report(self, peak: float) -> dict[str, float]:
-        """Ends the window: steps a second, model FLOPs utilisation (``peak`` in FLOP/s) and the
+        """Ends the window: steps per second, model FLOPs utilisation (``peak`` in FLOP/s) and the
         share of time waiting for input, in [0, 1]; goodput, the share of all time so far that
         went into steps, and the seconds behind it.
         """
@@ -140,7 +140,7 @@ def _matmul_flops(device: Any, side: int = 1536) -> float:
 
 
 class RunLog:
-    """``metrics.jsonl`` (one object a line: step, kind, values) and TensorBoard in a workdir.
+    """``metrics.jsonl`` (one object per line: step, kind, values) and TensorBoard in a workdir.
 
     Written by the first of several processes; the others' calls do nothing.
     Lines and events after ``step``, left by a run that was killed later than its last
@@ -208,7 +208,7 @@ def read_lines(workdir: str | Path) -> list[dict[str, Any]]:
 def image_grid(
     columns: list[UInt8[np.ndarray, "B Y X 3"]], gap: int = 2
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """One row an example, one column a kind of picture, white lines between."""
+    """One row per example, one column per kind of picture, white lines between."""
     pad = ((0, 0), (gap, gap), (gap, gap), (0, 0))
     framed = [np.pad(column, pad, constant_values=255) for column in columns]
     return np.concatenate([np.concatenate(list(column)) for column in framed], axis=1)

@@ -50,7 +50,7 @@ def init_state(
     weights: Mapping[str, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-    """A state at step 0, created where it lies on ``mesh`` (default: one device).
+    """A state at step 0, created in its layout on ``mesh`` (default: one device).
 
     ``weights`` replaces the random values of the paths it names. Raises ConfigError when a pattern
     of config.train.trainable or .frozen matches nothing, or when nothing is left to train.
@@ -86,7 +86,7 @@ def _layout(config: Config, mesh: AnyMesh, state: TrainState) -> TrainState:
 
 
 def layout_of(state: TrainState) -> TrainState:
-    """Where the arrays of a state lie, in the state's own shape."""
+    """The sharding of each array of a state, as a tree of the same structure."""
     return jax.tree.map(lambda x: x.sharding, state)
 
 

@@ -71,7 +71,7 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether weights lie in the folder itself (a workdir has them in its checkpoints)."""
+    """Whether a folder holds weights itself (a workdir has them in its checkpoints)."""
     return any((folder / f"{STEM}.safetensors{end}").is_file() for end in ("", ".index.json"))
 
 

@@ -159,7 +159,7 @@ def unflatten(arrays: Mapping[str, Any]) -> FeatureBatch:
 
 
 class Layout:
-    """Where the arrays of an example lie in a shard: one after the other, then their checksum."""
+    """The byte layout of an example in a shard: its arrays in order, then their checksum."""
 
     def __init__(self, fields: Mapping[str, Sequence[Any]]):
         """``fields``: name -> [dtype, shape of one example]."""
@@ -182,7 +182,7 @@ class Layout:
 
 
 def checksums(rows: Sequence[Rows], places: Sequence[str]) -> Rows:
-    """Of examples, each with the place where it lies: [B, 16].
+    """The checksums of examples, each of which includes its place: [B, 16].
 
     Words are added up in blocks of 4 KiB, as fast as memory is read; the sums, what is left over
     and the place are hashed.

@@ -1,6 +1,6 @@
 """Data sets on disk, in the layout of the paper's authors.
 
-``{train,val,test}.jsonl`` has one object a line: id, category, src_image, tgt_image, instruction,
+``{train,val,test}.jsonl`` has one object per line: id, category, src_image, tgt_image, instruction,
 and optionally objects and target_caption. Image paths are relative to the folder. The authors
 number the files of ``images/{src,tgt}`` directly; what is written here goes to a folder for each
 split, ``images/src/train/000000.png``, so that several splits can share one data set.

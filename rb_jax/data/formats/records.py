@@ -62,7 +62,7 @@ class EditRecord:
 def encode(record: EditRecord, place: str = "") -> bytes:
     """The record as a serialized tf.train.Example; equal records give equal bytes.
 
-    ``place`` names where it will lie. InputError if a value is not what the schema asks for.
+    ``place`` names where it will be stored. InputError if a value is not what the schema asks for.
     """
     message = _Example()
     for name, value in feature_values(record, place).items():

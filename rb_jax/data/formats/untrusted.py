@@ -230,7 +230,7 @@ class Files:
         self._real: dict[str, str] = {}
 
     def find(self, relative: str, key: str) -> Path:
-        """The file's path; InputError if it is missing or lies outside, also through a link."""
+        """The file's path; InputError if it is missing or outside, also through a link."""
         pure = PurePosixPath(relative)
         if not relative or "\0" in relative:
             raise InputError(f"{key} is not a path: {relative[:80]!r}")

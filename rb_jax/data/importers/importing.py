@@ -1,6 +1,6 @@
 """``rb-jax data import``: a data set in any layout to shards of records.
 
-The source is cut into units, one a shard, by nothing but its content and the options. Every unit
+The source is cut into units, one per shard, by nothing but its content and the options. Every unit
 is made on its own, aside, and put down with a report when it is done; so the work is divided over
 processes by number, and a run that was killed goes on with the units that have no report. When all
 are there, whoever sees it first gives the shards their names. The result does not depend on how

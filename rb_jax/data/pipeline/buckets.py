@@ -28,8 +28,8 @@ def bucket_shapes(config: Config) -> tuple[Shape, ...]:
 def derive(count: int, side: int, multiple: int) -> tuple[Shape, ...]:
     """At most ``count`` shapes of about side * side pixels, from flat to tall.
 
-    Their proportions lie evenly, on a log scale, between 1:2 and 2:1; each side is a multiple of
-    ``multiple``. Where that makes two of them the same there are fewer.
+    Their proportions are spaced evenly, on a log scale, between 1:2 and 2:1; each side is a
+    multiple of ``multiple``. Where that makes two of them the same there are fewer.
     """
     span = math.log(MAX_ASPECT)
     aspects = np.exp(np.linspace(-span, span, count)) if count > 1 else np.ones(1)

@@ -48,7 +48,7 @@ class LoRALinear(nnx.Module):
     def of_parts(
         self, left: Float[Array, "*B C_1"], right: Float[Array, "*B C_2"]
     ) -> Float[Array, "*B C_out"]:
-        """The output for [left, right], which never lie side by side."""
+        """The output for [left, right], without ever concatenating the two."""
         first = left.shape[-1]
         y = self._apply(left, slice(None, first), slice(None), self.use_bias)
         return y + self._apply(right, slice(first, None), slice(None), False)

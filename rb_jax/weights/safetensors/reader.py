@@ -210,7 +210,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _shards(index: Path, weight_map: dict[str, str]) -> list[Path]:
-    """The index's files; InputError lists those that are missing or lie in another folder."""
+    """The index's files; InputError lists those that are missing or in another folder."""
     folder = index.parent.resolve()
     # In Hugging Face's cache, files under snapshots/<revision> are links to <model>/blobs.
     caches = [p.parent / "blobs" for p in folder.parents if p.name == "snapshots"][:1]

@@ -30,7 +30,7 @@ class AutomaticMaskSettings:
     """The names and the defaults are those of SAM's own generator; raises InputError.
 
     Layer l of the crops has 2^l x 2^l of them, each with
-    points_per_side / crop_n_points_downscale_factor^l points a side. ``pred_iou_thresh`` and
+    points_per_side / crop_n_points_downscale_factor^l points per side. ``pred_iou_thresh`` and
     ``stability_score_thresh`` let everything pass when they are 0 or less.
     """
 
