@@ -44,8 +44,8 @@ class Chip:
 # sheets (dense bf16). A TPU link is the published interchip bandwidth over its links, halved for
 # one direction where the page counts both: v4 and v5p have 6 links of 50 and 100 GB/s, v5e and v6e
 # 4 of 50 and 100, tpu7x 6 of 100. Networks between slices: 200 Gbit/s per host of 4 chips, twice
-# that from v6e on; between GPU hosts 400 Gbit/s per GPU. The clocks that follow from the peaks: v4 1.05
-# GHz, v5e 1.50, v5p 1.75, v6e 1.75, tpu7x 2.20.
+# that from v6e on; between GPU hosts 400 Gbit/s per GPU. The clocks that follow: v4 1.05 GHz,
+# v5e 1.50, v5p 1.75, v6e 1.75, tpu7x 2.20.
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
