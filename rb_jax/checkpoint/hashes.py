@@ -39,8 +39,8 @@ def problems(folder: Path, share: tuple[int, int] = (0, 1)) -> list[str]:
         there = files(folder)
     except (OSError, ValueError) as error:
         return [f"{NAME}: {_reason(error)}"]
-    found = [f"{name}: missing" for name in sorted(listed.keys() - set(there))]
-    found += [f"{name}: not in {NAME}" for name in sorted(set(there) - listed.keys())]
+    wrong = [f"{name}: missing" for name in sorted(listed.keys() - set(there))]
+    wrong += [f"{name}: not in {NAME}" for name in sorted(set(there) - listed.keys())]
     mine = sorted(listed.keys() & set(there))[share[0] :: share[1]]
 
     def differs(name: str) -> str:
@@ -51,15 +51,15 @@ def problems(folder: Path, share: tuple[int, int] = (0, 1)) -> list[str]:
         return "" if same else f"{name}: the SHA-256 is wrong"
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return found + [text for text in pool.map(differs, mine) if text]
+        return wrong + [text for text in pool.map(differs, mine) if text]
 
 
 def files(folder: Path) -> list[str]:
     """Paths of all files below ``folder`` but the manifest, relative to it, sorted."""
-    found = []
+    paths = []
     for parent, _, names in os.walk(folder, onerror=_raise):
-        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in names]
-    return sorted(name for name in found if name != NAME)
+        paths += [(Path(parent) / name).relative_to(folder).as_posix() for name in names]
+    return sorted(name for name in paths if name != NAME)
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -121,10 +121,10 @@ class Checkpoints:
             below = from_primary(max(mine, default=-1))
             if below < 0:
                 break
-            found = problems(self.folder / str(below), place)
-            for text in found[:8]:
+            damage = problems(self.folder / str(below), place)
+            for text in damage[:8]:
                 say(f"{self.folder}/{below} is damaged: {text}", everywhere=True)
-            if not anywhere(bool(found)):
+            if not anywhere(bool(damage)):
                 break
             damaged.append(below)
         if below < 0 and (damaged or anywhere(any(self.folder.glob(f"*{DAMAGED}")))):
@@ -252,15 +252,15 @@ def steps(folder: Path) -> list[int]:
 
 def problems(folder: Path, share: tuple[int, int] = (0, 1)) -> list[str]:
     """What is wrong with one checkpoint; of ``share`` see ``hashes.problems``."""
-    found = hashes.problems(folder, share)
-    if not found:
+    wrong = hashes.problems(folder, share)
+    if not wrong:
         try:
             step = read_metadata(folder)["step"]
         except InputError as error:
             return [str(error)]
         if str(step) != folder.name:
             return [f"{METADATA}: it is of step {step}"]
-    return found
+    return wrong
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -334,16 +334,16 @@ def first_line(error: BaseException) -> str:
 
 def _check_arrays(folder: Path, expected: dict[str, Any]) -> None:
     tree = array_metadata(folder)
-    found = [f"missing {name}" for name in sorted(set(expected) - set(tree))]
-    found += [f"unexpected {name}" for name in sorted(set(tree) - set(expected))]
+    differences = [f"missing {name}" for name in sorted(set(expected) - set(tree))]
+    differences += [f"unexpected {name}" for name in sorted(set(tree) - set(expected))]
     for name in sorted(set(tree) & set(expected)):
         have = (tuple(tree[name].shape), str(tree[name].dtype))
         want = (tuple(expected[name].shape), str(expected[name].dtype))
         if have != want:
-            found.append(f"{name} is {have[1]}{list(have[0])}, not {want[1]}{list(want[0])}")
-    if found:
-        more = f"; and {len(found) - 8} more" if found[8:] else ""
-        raise InputError(f"{folder}: {'; '.join(found[:8])}{more}")
+            differences.append(f"{name} is {have[1]}{list(have[0])}, not {want[1]}{list(want[0])}")
+    if differences:
+        more = f"; and {len(differences) - 8} more" if differences[8:] else ""
+        raise InputError(f"{folder}: {'; '.join(differences[:8])}{more}")
 
 
 def _reader() -> ocp.Checkpointer:

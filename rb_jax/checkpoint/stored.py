@@ -39,10 +39,10 @@ def open_good(folder: str | Path) -> Path:
     Of a workdir the newest that is whole, with a warning about those that are not. Raises
     InputError when there is none.
     """
-    found = find(folder)
-    if found is None:
+    location = find(folder)
+    if location is None:
         raise InputError(f"{folder}: no checkpoint in it")
-    place, step = found
+    place, step = location
     for each in [step] if step is not None else reversed(checkpoint.steps(place)):
         wrong = checkpoint.problems(place / str(each))
         if not wrong:

@@ -132,20 +132,20 @@ class Flags:
 
     def _take_config(self) -> list[str]:
         """Loads the configuration, so that its values are flags; the words that are left."""
-        argv, found = _joined(self.argv, ("config", "preset")), {"config": "", "preset": ""}
+        argv, chosen = _joined(self.argv, ("config", "preset")), {"config": "", "preset": ""}
         rest = []
         for word in argv:
             name, _, value = word.lstrip("-").partition("=")
-            if word.startswith("--") and name in found and "=" in word:
-                found[name] = value
+            if word.startswith("--") and name in chosen and "=" in word:
+                chosen[name] = value
                 continue
             if name.startswith("config."):  # ml_collections' own message would not name it
                 check_key(name.removeprefix("config."))
             rest.append(word)
-        if not found["config"]:
+        if not chosen["config"]:
             raise InputError(f"rb-jax {self.verb} needs --config")
         del self.values.config
-        loaded = files.load(found["config"], found["preset"])
+        loaded = files.load(chosen["config"], chosen["preset"])
         config_flags.DEFINE_config_dict(
             "config", loaded, flag_values=self.values, sys_argv=["rb-jax", *rest]
         )

@@ -43,12 +43,12 @@ def codec_psnr(folder: Path, count: int) -> dict[str, float]:
     config, params = load_weights(folder)
     values = {path: np.asarray(v, np.float32) for path, v in params.items()}
     autoencoder = merge(definition(config)[0], values).autoencoder
-    found = []
+    scores = []
     for example in open_world("test", count, config.data.image_size):
         picture = to_float(jnp.asarray(example.source[None]))
         error = np.asarray(autoencoder.decode(autoencoder.encode(picture))) - picture
-        found.append(psnr(float(np.mean(error**2)), 2.0))
-    return {"count": count, "psnr": float(np.mean(found)), "psnr_lowest": float(np.min(found))}
+        scores.append(psnr(float(np.mean(error**2)), 2.0))
+    return {"count": count, "psnr": float(np.mean(scores)), "psnr_lowest": float(np.min(scores))}
 
 
 def main() -> None:

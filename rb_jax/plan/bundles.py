@@ -89,10 +89,10 @@ def parse_kernel(name: str, lines) -> Kernel:
     open_loops = [root]
     for i, line in enumerate(text):
         # A dump is hundreds of megabytes: the patterns run where they can match.
-        found = _BUNDLE.match(line) if "{" in line else None
-        if not found:
+        match = _BUNDLE.match(line) if "{" in line else None
+        if not match:
             continue
-        if found[2] == "LB":
+        if match[2] == "LB":
             loop = Loop(trips=0.0, start=i)
             open_loops[-1].loops.append(loop)
             open_loops.append(loop)
@@ -193,12 +193,12 @@ class _Facts:
         branch then skips the region if ``index != value`` (or ``index - value != 0``).
         """
         line = self._line(f"%{predicate} = scmp.")
-        found = re.search(rf"%{predicate} = scmp\.(ne|eq)\.s32\.totalorder %(\w+), (\d+)", line)
-        if not found or len(self.grid) == 0 or (found[1] == "eq") != negated:
+        match = re.search(rf"%{predicate} = scmp\.(ne|eq)\.s32\.totalorder %(\w+), (\d+)", line)
+        if not match or len(self.grid) == 0 or (match[1] == "eq") != negated:
             return 1.0
-        value = int(found[3])
+        value = int(match[3])
         offset = re.search(
-            rf"%{found[2]} = sadd\.s32 (\d+), %", self._line(f"%{found[2]} = sadd.s32")
+            rf"%{match[2]} = sadd\.s32 (\d+), %", self._line(f"%{match[2]} = sadd.s32")
         )
         if offset and int(offset[1]) >= 2**31:
             value += 2**32 - int(offset[1])

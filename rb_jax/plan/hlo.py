@@ -72,17 +72,17 @@ class Instruction:
     @property
     def called(self) -> dict[str, tuple[str, ...]]:
         """Attribute -> names of the computations it calls."""
-        found: dict[str, tuple[str, ...]] = {}
+        attributes: dict[str, tuple[str, ...]] = {}
         for key, value in _CALLED.findall(self.attributes):
             names = (name.strip().lstrip("%") for name in value.strip("{}").split(","))
-            found[key] = found.get(key, ()) + tuple(name for name in names if name)
-        return found
+            attributes[key] = attributes.get(key, ()) + tuple(name for name in names if name)
+        return attributes
 
     @property
     def op_name(self) -> str:
         """Where in the traced program it comes from, empty where the compiler made it."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
 
 @dataclasses.dataclass
@@ -157,17 +157,17 @@ def parse(text: str) -> Module:
 
 def parse_instruction(line: str) -> Instruction | None:
     """One line of a computation; None for a line that is no instruction."""
-    found = _INSTRUCTION.match(line)
-    if not found:
+    match = _INSTRUCTION.match(line)
+    if not match:
         return None
-    rest = _COMMENT.sub("", line[found.end() :])
+    rest = _COMMENT.sub("", line[match.end() :])
     end = _balanced(rest, 0) if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
     opened = rest.index("(")
     closed = _balanced(rest, opened)
     operands = tuple(_operand(part) for part in _split(rest[opened + 1 : closed - 1]))
     opcode = rest[:opened]
-    return Instruction(found[2], shape, opcode, operands, rest[closed:], bool(found[1]))
+    return Instruction(match[2], shape, opcode, operands, rest[closed:], bool(match[1]))
 
 
 def executed(module: Module) -> Iterator[Executed]:
@@ -314,8 +314,8 @@ def _step(body: Computation, index: int, module: Module) -> int | None:
 def _index(instruction: Instruction) -> int | None:
     if instruction.opcode in ("copy", "bitcast"):
         return None
-    found = re.search(r"\bindex=(\d+)", instruction.attributes)
-    return int(found[1]) if found and instruction.opcode == "get-tuple-element" else None
+    match = re.search(r"\bindex=(\d+)", instruction.attributes)
+    return int(match[1]) if match and instruction.opcode == "get-tuple-element" else None
 
 
 def _integer(text: str) -> int | None:

@@ -200,7 +200,7 @@ def compile_row(one: Target, what: str = "train", folder: Path | None = None) ->
         return row
     kwargs = {"config": dataclasses.asdict(one.config), "program": what}
     try:
-        found = analyse(BUILD, one.topology, kwargs=kwargs, save=folder)
+        analysis = analyse(BUILD, one.topology, kwargs=kwargs, save=folder)
     except CompileError as error:
         needed = memory_needed(error.log or str(error))
         if needed is None:
@@ -209,7 +209,7 @@ def compile_row(one: Target, what: str = "train", folder: Path | None = None) ->
         row.hbm_peak_gib = needed * one.topology.chip.devices
         row.note = f"{needed - one.limit / GIB:.1f} GiB over a device's memory{_advice(one, what)}"
         return row
-    return _filled(row, found, one)
+    return _filled(row, analysis, one)
 
 
 def _advice(one: Target, what: str) -> str:
@@ -239,22 +239,22 @@ def _known(one: Target, what: str) -> Row:
     )
 
 
-def _filled(row: Row, found: Analysis, one: Target) -> Row:
-    peak = found.hbm_peak_gib * one.topology.chip.devices
+def _filled(row: Row, analysis: Analysis, one: Target) -> Row:
+    peak = analysis.hbm_peak_gib * one.topology.chip.devices
     flops = one.topology.chip.flops
     return dataclasses.replace(
         row,
         hbm_peak_gib=peak,
         fits=peak <= row.hbm_limit_gib,
-        executed_tflop=found.executed_tflop,
-        collective_gib=sum(c["gib"] for c in found.collectives),
-        exposed_collective_gib=sum(c["exposed_gib"] for c in found.collectives),
-        predicted_step_s=found.predicted_step_s,
-        predicted_mfu=row.model_tflop * 1e12 / (flops * found.predicted_step_s),
-        compile_s=found.lower_s + found.compile_s,
-        compile_rss_gib=found.rss_gib,
-        collectives=found.collectives,
-        assumptions=found.assumptions,
+        executed_tflop=analysis.executed_tflop,
+        collective_gib=sum(c["gib"] for c in analysis.collectives),
+        exposed_collective_gib=sum(c["exposed_gib"] for c in analysis.collectives),
+        predicted_step_s=analysis.predicted_step_s,
+        predicted_mfu=row.model_tflop * 1e12 / (flops * analysis.predicted_step_s),
+        compile_s=analysis.lower_s + analysis.compile_s,
+        compile_rss_gib=analysis.rss_gib,
+        collectives=analysis.collectives,
+        assumptions=analysis.assumptions,
         note="" if peak <= row.hbm_limit_gib else f"{peak - row.hbm_limit_gib:.1f} GiB over",
     )
 
@@ -266,11 +266,11 @@ def memory_needed(log: str) -> float | None:
     already ("temporaries 41.39G exceed 31.25G"). The largest figure counts.
     """
     size = r"([\d.]+) ?([KMG])i?B?"
-    found = re.findall(rf"Used {size} of [\d.]+[KMG]i?B? hbm", log)
-    if not found and re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory|OOM", log):
-        found = re.findall(rf"{size}\)? exceeds? ", log)
+    sizes = re.findall(rf"Used {size} of [\d.]+[KMG]i?B? hbm", log)
+    if not sizes and re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory|OOM", log):
+        sizes = re.findall(rf"{size}\)? exceeds? ", log)
     scale = {"G": 1.0, "M": 2**-10, "K": 2**-20}
-    return max((float(number) * scale[unit] for number, unit in found), default=None)
+    return max((float(number) * scale[unit] for number, unit in sizes), default=None)
 
 
 def to_json(rows: Sequence[Row]) -> str:

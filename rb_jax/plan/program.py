@@ -30,10 +30,10 @@ def lower(
     ``config`` is a configuration as nested dicts. Raises InputError when the mesh or the batch
     does not fit the devices.
     """
-    made = from_config_dict(config)
-    mesh = make_mesh(made.mesh, devices)
-    check_batch_size(mesh, made.train.batch_size)
-    traced = _train(made, mesh) if program == "train" else _sample(made, mesh)
+    settings = from_config_dict(config)
+    mesh = make_mesh(settings.mesh, devices)
+    check_batch_size(mesh, settings.train.batch_size)
+    traced = _train(settings, mesh) if program == "train" else _sample(settings, mesh)
     platform: str = devices[0].platform
     platform = "cuda" if platform == "gpu" else platform
     with jax.set_mesh(mesh):

@@ -82,14 +82,14 @@ def search(
     say(f"{name}: {len(every)} candidates, {len(fitting)} fit by estimate, compiling {len(ranked)}")
     rows = []
     for candidate in ranked:
-        made = candidate.target
-        axes = " x ".join(f"{a} {n}" for a, n in made.mesh.shape.items() if n > 1)
+        target = candidate.target
+        axes = " x ".join(f"{a} {n}" for a, n in target.mesh.shape.items() if n > 1)
         say(
-            f"{name}: {axes or 'one device'}, batch {made.config.train.batch_size}, "
-            f"remat {made.config.remat.single_blocks}, "
-            f"frozen weights {planner.frozen_layout(made)}"
+            f"{name}: {axes or 'one device'}, batch {target.config.train.batch_size}, "
+            f"remat {target.config.remat.single_blocks}, "
+            f"frozen weights {planner.frozen_layout(target)}"
         )
-        rows.append(planner.compile_row(made))
+        rows.append(planner.compile_row(target))
     return sorted(rows, key=lambda row: (not row.fits, -(row.examples_per_chip_second or 0)))
 
 
@@ -104,33 +104,33 @@ def candidates(config: Config, name: str, slices: int = 1) -> Iterator[Candidate
     for mesh in shapes:
         for per_chip in BATCHES:
             try:
-                made = planner.target(
+                target = planner.target(
                     dataclasses.replace(config, mesh=mesh), name, slices, per_chip
                 )
             except (InputError, ConfigError):
                 continue
-            choices = [made, planner.sharded(made)] if made.saving else [made]
+            choices = [target, planner.sharded(target)] if target.saving else [target]
             for choice, remat in itertools.product(choices, REMATS):
                 settled = dataclasses.replace(choice.config, remat=remat)
                 yield estimate(dataclasses.replace(choice, config=settled))
 
 
-def estimate(made: Target) -> Candidate:
+def estimate(target: Target) -> Candidate:
     """Memory and time of a target, without a compiler."""
-    config, mesh = made.config, dict(made.mesh.shape)
+    config, mesh = target.config, dict(target.mesh.shape)
     share = mesh["tensor"] * mesh["context"]
     rows = config.train.batch_size / (mesh["data"] * mesh["fsdp"]) / config.train.accumulation
     kept, recomputed = activations(config)
     total, trained, flops = _work(planner.without_layout(config))
-    gathered = 2 * (trained if made.saving else total)  # bfloat16
+    gathered = 2 * (trained if target.saving else total)  # bfloat16
     gradients = 2 * trained / (mesh["fsdp"] * mesh["tensor"])
     widest = 8 * config.model.mmdit.mlp_width * tokens(config)[0] * 2 * rows / share
-    memory = made.state_bytes + 2 * gradients + kept * rows / share + widest + 2**30
-    flops *= config.train.batch_size / made.topology.chips
-    chip = made.topology.chip
+    memory = target.state_bytes + 2 * gradients + kept * rows / share + widest + 2**30
+    flops *= config.train.batch_size / target.topology.chips
+    chip = target.topology.chip
     compute = flops * (1 + recomputed) / (EFFICIENCY * chip.flops)
     traffic = 3 * gathered / mesh["tensor"] * (mesh["fsdp"] > 1) / (2 * chip.link)
-    return Candidate(made, max(compute, traffic) * 1.02, memory / GIB)
+    return Candidate(target, max(compute, traffic) * 1.02, memory / GIB)
 
 
 @functools.lru_cache(maxsize=8)

@@ -276,8 +276,8 @@ def _queue(found: comm.Collective, layout: comm.Layout) -> str:
 
 
 def _estimated_cycles(instruction: Instruction) -> float:
-    found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-    cycles = float(found[1]) if found else 0.0
+    match = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+    cycles = float(match[1]) if match else 0.0
     return cycles if cycles < _BIG_CYCLES else 0.0
 
 

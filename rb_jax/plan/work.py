@@ -56,8 +56,8 @@ def instruction_flops(
 
 def operand_arrays(computation: Computation, instruction: Instruction) -> list[Array]:
     """The arrays that an instruction reads, tuples flattened."""
-    found = (computation.instructions.get(name) for name in instruction.operands)
-    return [array for operand in found if operand for array in operand.arrays]
+    operands = (computation.instructions.get(name) for name in instruction.operands)
+    return [array for operand in operands if operand for array in operand.arrays]
 
 
 def _dot(computation: Computation, instruction: Instruction) -> float:
@@ -115,8 +115,8 @@ def _valid_positions(
 
 def _window(attributes: str, axes: int) -> list[dict[str, int]]:
     """Keyword arguments of ``_valid_positions`` for each window axis."""
-    found = re.search(r"window=\{([^}]*)\}", attributes)
-    fields = dict(part.split("=") for part in (found[1].split() if found else []))
+    match = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(part.split("=") for part in (match[1].split() if match else []))
     window: list[dict[str, int]] = [{} for _ in range(axes)]
     for field, key in (
         ("stride", "stride"),
@@ -148,8 +148,8 @@ def _custom_call(computation: Computation, instruction: Instruction, costs: Cost
 
 def custom_call_target(instruction: Instruction) -> str:
     """The target of a custom call, empty for other instructions."""
-    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-    return found[1] if found else ""
+    match = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    return match[1] if match else ""
 
 
 def unpriced_kernels(module: Module, costs: Costs | None = None) -> list[str]:
@@ -179,17 +179,17 @@ def _attention_product(computation: Computation, instruction: Instruction) -> fl
 def _library_matmul(computation: Computation, instruction: Instruction) -> float:
     """cuBLAS calls carry the contracted dimensions in their backend configuration."""
     left = operand_arrays(computation, instruction)[0]
-    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
-    contracted = [int(n) for n in re.findall(r"\d+", found[1])] if found else []
+    match = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+    contracted = [int(n) for n in re.findall(r"\d+", match[1])] if match else []
     out = math.prod(instruction.arrays[0].sizes)
     return 2.0 * out * math.prod(left.sizes[i] for i in contracted) if contracted else 0.0
 
 
 def _numbers(attributes: str, key: str) -> list[int]:
-    found = re.search(rf"\b{key}=\{{([^}}]*)\}}", attributes)
-    return [int(n) for n in found[1].split(",") if n] if found else []
+    match = re.search(rf"\b{key}=\{{([^}}]*)\}}", attributes)
+    return [int(n) for n in match[1].split(",") if n] if match else []
 
 
 def _number(attributes: str, key: str, default: int) -> int:
-    found = re.search(rf"\b{key}=(\d+)", attributes)
-    return int(found[1]) if found else default
+    match = re.search(rf"\b{key}=(\d+)", attributes)
+    return int(match[1]) if match else default

@@ -151,8 +151,8 @@ def need(source: Source, name: str) -> Shape:
 def numbered(source: Source, pattern: str) -> int:
     """One more than the largest number in the place of "{}" at the start of any name."""
     compiled = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d{1,4})"))
-    found = [int(m.group(1)) for name in source.files if (m := compiled.match(name))]
-    return max(found, default=-1) + 1
+    numbers = [int(m.group(1)) for name in source.files if (m := compiled.match(name))]
+    return max(numbers, default=-1) + 1
 
 
 def expect(source: Source, values: Mapping[str, Any], **required: Any) -> None:

@@ -82,10 +82,10 @@ def refuse_pipeline(path: Path) -> None:
     """InputError for a diffusers pipeline, naming its folders that can be imported."""
     if not (path / "model_index.json").is_file():
         return
-    found = [
+    parts = [
         f"{path / name} ({family})" for name, family in PIPELINE.items() if (path / name).is_dir()
     ]
-    what = f"give one of its parts as --source: {', '.join(found)}" if found else "no part is known"
+    what = f"give one of its parts as --source: {', '.join(parts)}" if parts else "no part is known"
     raise InputError(f"{path}: a whole diffusers pipeline; {what}")
 
 

@@ -65,8 +65,8 @@ CHIPS: dict[str, Chip] = {
 def chip_of(device_kind: str) -> Chip | None:
     """The chip that a JAX ``device_kind`` names; None for kinds outside the table, such as CPUs."""
     kind = device_kind.lower()
-    found = (chip for chip in CHIPS.values() if any(part in kind for part in chip.kinds))
-    return next(found, None)
+    matching = (chip for chip in CHIPS.values() if any(part in kind for part in chip.kinds))
+    return next(matching, None)
 
 
 def device_flops(device_kind: str) -> float | None:

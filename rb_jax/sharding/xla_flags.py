@@ -153,8 +153,8 @@ def options(device_kind: str) -> dict[str, bool | int]:
     """The flags as compiler options for a JAX device kind such as ``TPU v5`` or ``NVIDIA H200``."""
     kind = device_kind.lower()
     chip = next((chip for part, chip in KINDS if part in kind), None)
-    found = {name: values[chip] for name, (_, values) in FLAGS.items() if chip in values}
-    return {name: _typed(value) for name, value in found.items()}
+    chosen = {name: values[chip] for name, (_, values) in FLAGS.items() if chip in values}
+    return {name: _typed(value) for name, value in chosen.items()}
 
 
 def _typed(value: str) -> bool | int:

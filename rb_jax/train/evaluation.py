@@ -101,13 +101,13 @@ class Evaluator:
         self, few: Batch | FeatureBatch, state: TrainState, rng: jax.Array
     ) -> UInt8[np.ndarray, "H W 3"]:
         """A row for each example, source | edit | truth; of features all three are decoded."""
-        made = jax.device_get(self.sample(state, shard_batch(self.mesh, few), rng))
+        edits = jax.device_get(self.sample(state, shard_batch(self.mesh, few), rng))
         if isinstance(few, FeatureBatch):
             assert self.decode is not None
-            latents = few.features.source_latent, made, few.target_latent
+            latents = few.features.source_latent, edits, few.target_latent
             return image_grid([self.decode(np.asarray(x, np.float32)) for x in latents])
-        made = to_uint8(made)
-        columns = [np.asarray(few.source), made]
+        edits = to_uint8(edits)
+        columns = [np.asarray(few.source), edits]
         if few.target is not None and self.config.train.task == "edit":
             columns.append(np.asarray(few.target))
         return image_grid(columns)

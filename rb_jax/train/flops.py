@@ -46,5 +46,5 @@ def _of_equation(equation: core.JaxprEqn) -> float:
         return 2.0 * math.prod(out.shape) * math.prod(kernel.shape) / out_channels
     repeats = params["length"] if name == "scan" else 1
     inner = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr)))
-    found = (x.jaxpr if isinstance(x, core.ClosedJaxpr) else x for x in inner)
-    return repeats * sum((_of_jaxpr(x) for x in found if isinstance(x, core.Jaxpr)), 0.0)
+    jaxprs = (x.jaxpr if isinstance(x, core.ClosedJaxpr) else x for x in inner)
+    return repeats * sum((_of_jaxpr(x) for x in jaxprs if isinstance(x, core.Jaxpr)), 0.0)

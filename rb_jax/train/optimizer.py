@@ -129,8 +129,8 @@ def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
     def init(params: Any) -> Any:
         return optax.EmptyState()
 
-    made: Any = update  # its own extra argument is not in optax's protocol
-    return optax.GradientTransformationExtraArgs(init, made)
+    function: Any = update  # its own extra argument is not in optax's protocol
+    return optax.GradientTransformationExtraArgs(init, function)
 
 
 def scale_groups(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:

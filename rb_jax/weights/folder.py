@@ -117,8 +117,8 @@ def stored_config(folder: Path) -> Config:
     except (OSError, ValueError, ConfigError) as error:
         raise error if type(error) is InputError else InputError(f"{path}: {error}") from error
     names = [f"{name}_tokenizer" for name in ("text", "prompt")]
-    found = {n: str(folder / f"{n}.json") for n in names if (folder / f"{n}.json").is_file()}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **found))
+    tokenizers = {n: str(folder / f"{n}.json") for n in names if (folder / f"{n}.json").is_file()}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **tokenizers))
 
 
 def _stored_dtype(value: Any, dtype: str) -> np.dtype:

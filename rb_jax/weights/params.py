@@ -74,12 +74,12 @@ def _cast(value: Array, dtype: np.dtype) -> Array:
     return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
-def check_weights(found: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> None:
+def check_weights(given: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> None:
     """Raises InputError listing the missing, unexpected and differently shaped paths."""
-    problems = [f"missing {path}" for path in sorted(set(expected) - set(found))]
-    problems += [f"unexpected {path}" for path in sorted(set(found) - set(expected))]
-    for path in sorted(set(found) & set(expected)):
-        have, want = tuple(np.shape(found[path])), tuple(expected[path].shape)
+    problems = [f"missing {path}" for path in sorted(set(expected) - set(given))]
+    problems += [f"unexpected {path}" for path in sorted(set(given) - set(expected))]
+    for path in sorted(set(given) & set(expected)):
+        have, want = tuple(np.shape(given[path])), tuple(expected[path].shape)
         if have != want:
             problems.append(f"{path} has shape {have}, the model needs {want}")
     if problems:

@@ -156,11 +156,11 @@ def _made(job: Job, shard: int) -> dict[str, Any] | None:
     """The report of a finished shard; InputError if it was made from other ingredients."""
     try:
         report = json.loads(job.report(shard).read_text("utf-8"))
-        made = report["made_with"]
+        ingredients = report["made_with"]
         size = job.path(shard).stat().st_size
     except (OSError, ValueError, KeyError):
         return None
-    _check_same(job, made)
+    _check_same(job, ingredients)
     return report if size == report["shard"]["bytes"] else None
 
 
@@ -217,8 +217,8 @@ def encoder(config: Config, params: Params, batch_size: int) -> Encode:
         count = len(examples)
         padded = examples + [examples[-1]] * (rows - count)
         with jax.set_mesh(mesh):
-            made = jax.device_get(run(everywhere, shard_batch(mesh, collate(padded))))
-        return {name: np.asarray(x)[:count] for name, x in made.items()}
+            computed = jax.device_get(run(everywhere, shard_batch(mesh, collate(padded))))
+        return {name: np.asarray(x)[:count] for name, x in computed.items()}
 
     return encode
 
@@ -227,8 +227,8 @@ def _compiled(config: Config, graphdef: Any, shapes: Params, mesh: Mesh) -> Any:
     def run(weights: Params, batch: Batch) -> dict[str, jax.Array]:
         model = merge_partial(graphdef, weights, shapes)
         target = model.encode_latents(batch.target)
-        made = FeatureBatch(model.encode(batch), target, batch.category)
-        return flatten(made)
+        encoded = FeatureBatch(model.encode(batch), target, batch.category)
+        return flatten(encoded)
 
     return jax.jit(run, out_shardings=batch_sharding(mesh), compiler_options=compiler_options(mesh))
 
@@ -240,13 +240,13 @@ def _publish(job: Job) -> FeatureManifest | None:
     reports = [_made(job, shard) for shard in range(job.shards)]
     if not all(reports):
         return None
-    found = [report for report in reports if report]
+    finished = [report for report in reports if report]
     manifest = FeatureManifest(
         **job.made_with,
         split=job.split,
-        fields=found[0]["fields"],
+        fields=finished[0]["fields"],
         examples=job.examples,
-        shards=[Shard(**report["shard"]) for report in found],
+        shards=[Shard(**report["shard"]) for report in finished],
     )
     write_text(manifest_path(job.folder, job.split), to_json(dataclasses.asdict(manifest)))
     for shard in range(job.shards):

@@ -102,8 +102,10 @@ def read_manifest(folder: str | os.PathLike[str], split: str) -> FeatureManifest
     """InputError if there is no such cache or its manifest is damaged."""
     path = manifest_path(Path(folder), split)
     if not path.is_file():
-        found = Path(folder).glob("*.features.json")
-        splits = ", ".join(sorted(p.name.removesuffix(".features.json") for p in found)) or "none"
+        manifests = Path(folder).glob("*.features.json")
+        splits = (
+            ", ".join(sorted(p.name.removesuffix(".features.json") for p in manifests)) or "none"
+        )
         raise InputError(
             f"{path}: no finished feature cache; splits in this folder: {splits} "
             "(rb-jax data cache)"
@@ -193,11 +195,11 @@ def checksums(rows: Sequence[Rows], places: Sequence[str]) -> Rows:
         words = x[:, : blocks * _BLOCK].reshape(len(x), blocks, _BLOCK).view(np.uint64)
         parts += [words.sum(-1).view(np.uint8), x[:, blocks * _BLOCK :]]
     sums = np.concatenate(parts, axis=1)
-    made = [
+    digests = [
         hashlib.blake2b(sums[row].tobytes() + where.encode(), digest_size=_CHECKSUM_BYTES).digest()
         for row, where in enumerate(places)
     ]
-    return np.frombuffer(b"".join(made), np.uint8).reshape(len(made), _CHECKSUM_BYTES)
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), _CHECKSUM_BYTES)
 
 
 def write_shard(path: Path, batches: Iterable[Mapping[str, np.ndarray]]) -> Shard:
@@ -253,8 +255,8 @@ class FeatureCache:
 
     def __getitem__(self, numbers: Int[np.ndarray, " B"]) -> FeatureBatch:
         """The examples with these numbers; InputError names shard and number of a damaged one."""
-        rows, found = self._layout.rows(len(numbers)), [self._find(int(n)) for n in numbers]
-        for row, (shard, number) in enumerate(found):
+        rows, located = self._layout.rows(len(numbers)), [self._find(int(n)) for n in numbers]
+        for row, (shard, number) in enumerate(located):
             try:
                 file = self._open(shard.file)
                 into = [memoryview(x[row]) for x in rows]
@@ -263,10 +265,10 @@ class FeatureCache:
                 raise InputError(f"{self.folder / shard.file}: {reason(error)}") from error
             if size != self._layout.bytes:
                 raise InputError(f"{self.folder / shard.file}: ends within example {number}")
-        places = [f"{shard.unit}/{number}" for shard, number in found]
+        places = [f"{shard.unit}/{number}" for shard, number in located]
         good = (checksums(rows[:-1], places) == rows[-1]).all(axis=1)
         if not good.all():
-            shard, number = found[int(np.argmin(good))]
+            shard, number = located[int(np.argmin(good))]
             raise InputError(
                 f"{self.folder / shard.file}: example {number} is damaged; delete the shard and "
                 "compute the cache again"

@@ -201,12 +201,12 @@ def parse_record(line: bytes | None, files: Files) -> Record:
     instruction = checked_instruction(fields["instruction"])
     caption = None if fields.get("target_caption") is None else text(fields, "target_caption")
     names = fields.get("objects")
-    found = extract_objects(instruction, MAX_OBJECTS) if names is None else checked_objects(names)
+    named = extract_objects(instruction, MAX_OBJECTS) if names is None else checked_objects(names)
     return Record(
         id=text(fields, "id"),
         category=category,
         instruction=instruction,
-        objects=found,
+        objects=named,
         source=files.find(text(fields, "src_image"), "src_image"),
         target=files.find(text(fields, "tgt_image"), "tgt_image"),
         target_caption=caption,

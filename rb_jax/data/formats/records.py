@@ -201,11 +201,11 @@ def _example_class() -> Any:
         message = parent.add(name=name)
         for number, (field, kind, repeated) in enumerate(fields, 1):
             label = proto.LABEL_REPEATED if repeated else proto.LABEL_OPTIONAL
-            made = message.field.add(name=field, number=number, label=label)
+            described = message.field.add(name=field, number=number, label=label)
             if isinstance(kind, str):
-                made.type, made.type_name = proto.TYPE_MESSAGE, f".tensorflow.{kind}"
+                described.type, described.type_name = proto.TYPE_MESSAGE, f".tensorflow.{kind}"
             else:
-                made.type = kind
+                described.type = kind
         return message
 
     messages = file.message_type

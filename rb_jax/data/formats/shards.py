@@ -292,10 +292,10 @@ class Records:
 
     def __getitems__(self, indices: Sequence[int], /) -> list[EditRecord]:
         """The records with these indices, read together; raises as ``records[index]``."""
-        found = [self._find(index) for index in indices]
+        located = [self._find(index) for index in indices]
         try:
             read = self._data.__getitems__(indices)
-            places = (place(shard.unit, number) for shard, number in found)
+            places = (place(shard.unit, number) for shard, number in located)
             return [decode(data, where) for data, where in zip(read, places, strict=True)]
         except Exception:
             return [self[index] for index in indices]  # which of them it was

@@ -69,11 +69,11 @@ def open_layout(root: Path, split: str, rows: int) -> Layout:
 
 def _keys(root: Path, paths: Sequence[Path]) -> dict[str, str]:
     """Key -> instruction of every row."""
-    found = {}
+    edited = {}
     for piece in tables.table_pieces(root, paths, _JOIN, ("instruction", "hash")):
         for _, row in tables.table_rows(root, piece, _JOIN):
-            found[_key(row)] = row["instruction"]
-    return found
+            edited[_key(row)] = row["instruction"]
+    return edited
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -66,8 +66,8 @@ def open_layout(root: Path, split: str, rows: int) -> Layout:
         return _record(json_object(fields) if _is_json(path) else fields, number, files)
 
     def read(piece: Piece) -> Iterator[tuple[int, Any]]:
-        found = line_rows(path, piece) if _is_json(path) else _csv_rows(path, piece)
-        return ((number, (number, fields)) for number, fields in found)
+        rows = line_rows(path, piece) if _is_json(path) else _csv_rows(path, piece)
+        return ((number, (number, fields)) for number, fields in rows)
 
     split_up = line_pieces if _is_json(path) else _csv_pieces
     return Layout(split_up(path, path.name, rows), read, make, [path.name])

@@ -268,15 +268,15 @@ def _write_rejects(work: Work, rejects: Sequence[Any]) -> Path:
 
 def _reports(work: Work) -> list[dict[str, Any]]:
     """The reports of the units that are done, in order."""
-    found = []
+    reports = []
     for unit in range(len(work.units)):
         try:
-            found.append(json.loads(work.report(unit).read_text("utf-8")))
+            reports.append(json.loads(work.report(unit).read_text("utf-8")))
         except FileNotFoundError:
             continue
         except ValueError:
             raise InputError(f"{work.report(unit)}: damaged; delete it and go on") from None
-    return found
+    return reports
 
 
 def _publish(work: Work) -> Manifest | None:
@@ -295,11 +295,11 @@ def _publish(work: Work) -> Manifest | None:
             return None
         rejects = [reject for report in reports for reject in report["rejects"]]
         _check_budget(work, rejects)
-        made = [Shard(**r["shard"]) for r in reports if r["shard"] is not None]
-        if not made:
+        finished = [Shard(**r["shard"]) for r in reports if r["shard"] is not None]
+        if not finished:
             _write_rejects(work, rejects)
             raise InputError(f"{work.root}: none of the {work.total} items is an edit to keep")
-        named = _name_shards(work, made)
+        named = _name_shards(work, finished)
         _write_rejects(work, rejects)
         described = to_json(_describe(work, reports, named))
         write_text(manifest_path(work.out, work.split), described, aside=work.folder)
@@ -307,10 +307,10 @@ def _publish(work: Work) -> Manifest | None:
     return shards.read_manifest(work.out, work.split)
 
 
-def _name_shards(work: Work, made: Sequence[Shard]) -> list[Shard]:
+def _name_shards(work: Work, finished: Sequence[Shard]) -> list[Shard]:
     named = []
-    for number, shard in enumerate(made):
-        name = shards.shard_name(work.split, number, len(made))
+    for number, shard in enumerate(finished):
+        name = shards.shard_name(work.split, number, len(finished))
         waiting, final = work.folder / shard.file, work.out / name
         if waiting.exists():
             os.replace(waiting, final)

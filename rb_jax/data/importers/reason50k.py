@@ -22,16 +22,16 @@ def open_layout(root: Path, split: str, rows: int) -> Layout:
     files = Files(root)
 
     def make(line: bytes | None) -> EditRecord:
-        found = parse_record(line, files)
+        record = parse_record(line, files)
         return EditRecord(
-            id=found.id,
+            id=record.id,
             dataset="reason50k",
-            category=found.category,
-            instruction=found.instruction,
-            objects=found.objects,
-            source=read_picture(found.source, "src_image"),
-            target=read_picture(found.target, "tgt_image"),
-            target_caption=found.target_caption,
+            category=record.category,
+            instruction=record.instruction,
+            objects=record.objects,
+            source=read_picture(record.source, "src_image"),
+            target=read_picture(record.target, "tgt_image"),
+            target_caption=record.target_caption,
         )
 
     def read(piece: Piece) -> Iterator[tuple[int, bytes | None]]:

@@ -31,14 +31,14 @@ def open_layout(root: Path, split: str, rows: int) -> Layout:
     """InputError if no folder is there, or a text has more or fewer lines than pictures."""
     if split != SPLIT:
         raise InputError(f"reasonedit is a benchmark: its only split is {SPLIT!r}, not {split!r}")
-    found = [folder for folder in TEXTS if (root / folder).is_dir()]
-    if not found:
+    folders = [folder for folder in TEXTS if (root / folder).is_dir()]
+    if not folders:
         raise InputError(f"{root}: none of the folders {', '.join(TEXTS)}")
     notes = []
-    if missing := [folder for folder in TEXTS if folder not in found]:
+    if missing := [folder for folder in TEXTS if folder not in folders]:
         notes.append(f"folders not found: {', '.join(missing)}")
     files, pictures, pieces, used = Files(root), {}, [], []
-    for folder in found:
+    for folder in folders:
         text, names = _text(root / folder), _pictures(root / folder)
         count = sum(1 for _ in _sentences(text))
         if count != len(names):

@@ -31,13 +31,13 @@ def find_tables(root: Path, split: str) -> tuple[list[Path], list[str]]:
     name, else its own. ``FreeForm`` names all of ``FreeForm_0``, ``FreeForm_1``, ...
     """
     paths = all_tables(root)
-    found = [p for p in paths if in_split(p, root, split)]
-    if not found:
+    files = [p for p in paths if in_split(p, root, split)]
+    if not files:
         known = sorted({split_of(p, root) for p in paths}, key=natural)
         raise InputError(
             f"{root}: no Parquet file of split {split!r}; splits here: {listed(known, 12)}"
         )
-    return found, gaps(found, root)
+    return files, gaps(files, root)
 
 
 def all_tables(root: Path) -> list[Path]:
@@ -153,8 +153,8 @@ def _is_large(table: Any, group: int, name: str) -> bool:
     kind = table.schema_arrow.field(name).type
     if not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         return False
-    found = table.metadata.row_group(group)
-    parts = (found.column(number) for number in range(found.num_columns))
+    metadata = table.metadata.row_group(group)
+    parts = (metadata.column(number) for number in range(metadata.num_columns))
     mine = (part for part in parts if part.path_in_schema.partition(".")[0] == name)
     return sum(part.total_uncompressed_size for part in mine) > SPOOL_BYTES
 

@@ -141,9 +141,9 @@ def ordered(
     """
     numbers = numbering(groups, order)
     steps = grain.MapDataset.range(order.start_step, sys.maxsize)
-    made = steps.map(lambda step: make(numbers(step)))
+    stream = steps.map(lambda step: make(numbers(step)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(made.to_iter_dataset(options))
+    return iter(stream.to_iter_dataset(options))
 
 
 def batches(

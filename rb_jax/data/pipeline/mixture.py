@@ -46,8 +46,8 @@ class Mixture:
         self._shapes: tuple[Shape | None, ...] = shapes or (None,)
         self._buckets = np.zeros(len(self), np.int16)  # of each example
         if shapes:
-            found = [nearest(picture_sizes(source.records), shapes) for source in self._sources]
-            self._buckets = np.concatenate(found).astype(np.int16)
+            bucketed = [nearest(picture_sizes(source.records), shapes) for source in self._sources]
+            self._buckets = np.concatenate(bucketed).astype(np.int16)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -108,9 +108,9 @@ def picture_sizes(records: Records) -> Int[np.ndarray, "N 2"]:
     made_from = hashlib.sha256(content).hexdigest()[:16]
     path = records.folder / f"{records.manifest.split}.sizes-{made_from}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):
-        found = np.load(path)
-        if found.shape == (len(records), 2) and found.dtype == np.int32 and found.min() > 0:
-            return found
+        stored = np.load(path)
+        if stored.shape == (len(records), 2) and stored.dtype == np.int32 and stored.min() > 0:
+            return stored
     sizes = np.zeros((len(records), 2), np.int32)
     with progress_bar(len(records), f"sizes of {records.manifest.split}", "picture") as bar:
         for first in range(0, len(records), AT_ONCE):

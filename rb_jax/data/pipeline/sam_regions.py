@@ -13,5 +13,5 @@ def with_regions(sam: SAM, example: EditExample, grid: int, max_regions: int) ->
     """The example with the largest automatic masks as its regions, unless it has some."""
     if example.regions is not None:
         return example
-    found = automatic_masks(sam, example.source)
-    return dataclasses.replace(example, regions=regions(found.masks, grid, max_regions))
+    masks = automatic_masks(sam, example.source)
+    return dataclasses.replace(example, regions=regions(masks.masks, grid, max_regions))

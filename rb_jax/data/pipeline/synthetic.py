@@ -118,8 +118,8 @@ def batches(config: Config, rows: Int[np.ndarray, " R"] | None = None) -> Iterat
         rng = np.random.default_rng([config.data.seed, number])
         return jax.tree.map(lambda shape: _noise(rng, shape), shapes)
 
-    made = [row(int(number)) for number in numbers]
-    batch = jax.tree.map(lambda *parts: np.concatenate(parts), *made)
+    noise = [row(int(number)) for number in numbers]
+    batch = jax.tree.map(lambda *parts: np.concatenate(parts), *noise)
     while True:
         yield batch
 

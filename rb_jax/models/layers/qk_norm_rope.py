@@ -81,7 +81,7 @@ def _forward(qkv, q_scale, k_scale, cos, sin, interpret: bool = False):
     whole = pl.BlockSpec((1, LANES), lambda b, t, h: (0, 0))
     out = pl.BlockSpec((None, None, rows, LANES), lambda b, t, h: (b, h, t, 0))
     shape = jax.ShapeDtypeStruct((batch, heads, tokens, LANES), qkv.dtype)
-    made = pl.pallas_call(
+    outputs = pl.pallas_call(
         _forward_body,
         grid=(batch, pl.cdiv(tokens, rows), heads),
         in_specs=[*head, whole, whole, turned, turned],
@@ -91,7 +91,7 @@ def _forward(qkv, q_scale, k_scale, cos, sin, interpret: bool = False):
         name="normed_heads",
         **_parallel(2, 1, interpret),
     )(qkv, qkv, qkv, q_scale[None], k_scale[None], cos, sin)
-    return tuple(made), (qkv, q_scale, k_scale, cos, sin)
+    return tuple(outputs), (qkv, q_scale, k_scale, cos, sin)
 
 
 def _forward_body(q, k, v, q_scale, k_scale, cos, sin, q_out, k_out, v_out):

@@ -169,12 +169,12 @@ def write(part: Part) -> dict[str, Any]:
 
 
 def modules(part: Part) -> Modules:
-    model, made = part.model, {}
+    model, modules = part.model, {}
     if "vision" in part.values:
-        made["vision"] = lambda rngs: CLIPVision(model.vision, rngs)
+        modules["vision"] = lambda rngs: CLIPVision(model.vision, rngs)
     if "text" in part.values:
-        made["text"] = lambda rngs: CLIPText(model.text, rngs)
-    return made
+        modules["text"] = lambda rngs: CLIPText(model.text, rngs)
+    return modules
 
 
 FAMILY = Family(

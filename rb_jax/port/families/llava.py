@@ -238,10 +238,10 @@ class _Decoder(nnx.Module):
 
 
 def modules(part: Part) -> Modules:
-    made: dict[str, Any] = {"mllm": lambda rngs: _Decoder(part, rngs)}
+    modules: dict[str, Any] = {"mllm": lambda rngs: _Decoder(part, rngs)}
     if "layers" in part.values["vision"]:  # not only the width that the projector reads
-        made["vision"] = lambda rngs: CLIPVision(part.model.vision, rngs)
-    return made
+        modules["vision"] = lambda rngs: CLIPVision(part.model.vision, rngs)
+    return modules
 
 
 VISION = tuple(

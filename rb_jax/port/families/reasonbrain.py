@@ -198,23 +198,23 @@ class _CueProjections(nnx.Module):
 
 def modules(part: Part) -> Modules:
     """The modules that the part has values for; all of the ``torch`` layout for a whole model."""
-    model, made = part.model, {}
+    model, modules = part.model, {}
     whole = "autoencoder" in part.values  # the part is a whole model, not an official file
     if "frce" in part.values and model.frce.enabled:
-        made["frce"] = lambda rngs: FRCE(model, rngs)
+        modules["frce"] = lambda rngs: FRCE(model, rngs)
     if "qformer" in part.values:
-        made["qformer"] = lambda rngs: QFormer(model.mllm.width, model.qformer, rngs)
+        modules["qformer"] = lambda rngs: QFormer(model.mllm.width, model.qformer, rngs)
     if "blocks" in part.values.get("cme", {}) and model.cme.enabled:
-        made["cme"] = lambda rngs: CME(model.cme, rngs)
+        modules["cme"] = lambda rngs: CME(model.cme, rngs)
     if whole:
-        made["projections"] = lambda rngs: ConditionProjections(model, rngs)
+        modules["projections"] = lambda rngs: ConditionProjections(model, rngs)
         if model.frce.enabled:
-            made["mllm"] = lambda rngs: _CueProjections(model, rngs)
+            modules["mllm"] = lambda rngs: _CueProjections(model, rngs)
         if model.regions.encoder == "stem":
-            made["regions"] = lambda rngs: RegionEncoder(model.regions, rngs)
+            modules["regions"] = lambda rngs: RegionEncoder(model.regions, rngs)
     elif "context_width" in part.values.get("mmdit", {}) and model.cme.enabled:
-        made["projections"] = lambda rngs: _Projections(model, rngs)
-    return made
+        modules["projections"] = lambda rngs: _Projections(model, rngs)
+    return modules
 
 
 PREFIXES = {

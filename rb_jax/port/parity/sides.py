@@ -87,20 +87,22 @@ def _common_values(component: Component, reference: Path, pair: Pair) -> dict[st
             f"{reference}: no folder in the {pair.layout} layout; give one, such as "
             f"rb-jax export --format={pair.layout} makes of the imported part"
         )
-    found = shapes(family.modules(Part(checked_values(layout.read(source, names), str(reference)))))
+    expected = shapes(
+        family.modules(Part(checked_values(layout.read(source, names), str(reference))))
+    )
     have = {path: tuple(component.files[path].shape) for path in component.paths}
-    for group in {path.split("/")[0] for path in have} - {path.split("/")[0] for path in found}:
+    for group in {path.split("/")[0] for path in have} - {path.split("/")[0] for path in expected}:
         have = {path: shape for path, shape in have.items() if not path.startswith(f"{group}/")}
         values.pop(group, None)
     if not have:
         raise InputError(f"{reference} holds nothing of {component.folder}")
     groups = {path.split("/")[0] for path in have}
-    found = {path: shape for path, shape in found.items() if path.split("/")[0] in groups}
-    problems = [f"{path} is in one of them only" for path in grouped(set(have) ^ set(found))]
+    expected = {path: shape for path, shape in expected.items() if path.split("/")[0] in groups}
+    problems = [f"{path} is in one of them only" for path in grouped(set(have) ^ set(expected))]
     problems += [
-        f"{path} has shape {have[path]} and {found[path]}"
+        f"{path} has shape {have[path]} and {expected[path]}"
         for path in have
-        if path in found and have[path] != found[path]
+        if path in expected and have[path] != expected[path]
     ]
     raise_problems(problems, f"{component.folder} and {reference} are not of one model")
     return values

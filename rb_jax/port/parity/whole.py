@@ -124,7 +124,7 @@ def run(model: ReasonBrain, given: Given) -> Run:
 
 def beside(ours: Run, twin: ReasonBrainTorch, given: Given) -> list[tuple[str, tuple[Any, Any]]]:
     """Name and both sides of each stage, in the order of the computation."""
-    made = twin.encode(tensors(given.batch, records.Batch))
+    theirs = twin.encode(tensors(given.batch, records.Batch))
     features, cues = tensors(ours.features, records.Features), tensors(ours.cues, records.Cues)
     conditioning = tensors(ours.conditioning, records.Conditioning)
     v, v_hat = tensor(ours.v), tensor(ours.v_hat)
@@ -144,7 +144,7 @@ def beside(ours: Run, twin: ReasonBrainTorch, given: Given) -> list[tuple[str, t
         "regions": "regions",
         "source latent": "source_latent",
     }
-    encoded = [(n, (getattr(ours.features, f), getattr(made, f))) for n, f in names.items()]
+    encoded = [(n, (getattr(ours.features, f), getattr(theirs, f))) for n, f in names.items()]
     velocities = [
         twin.velocity(
             tensor(given.z_t), torch.full((ROWS,), t), tensor(given.guidance), conditioning

@@ -343,10 +343,10 @@ class ReasonBrainTorch(nn.Module):
         example = EditExample("", "", instruction, tuple(objects), square, regions=regions)
         batch = batch_of(self.collate.arrays([example]), self.device)
         edited = self.sample(batch, noise, seed, steps, guidance, true_cfg)
-        made, codec = (
+        painted, codec = (
             x[0].cpu().numpy() for x in (encoders.to_uint8(edited), self.reconstruct(batch.source))
         )
-        return Image.fromarray(to_source_size(made, codec, pixels))
+        return Image.fromarray(to_source_size(painted, codec, pixels))
 
 
 def without_condition(conditioning: Conditioning) -> Conditioning:

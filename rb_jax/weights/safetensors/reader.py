@@ -179,12 +179,14 @@ def _find(path: Path) -> Path:
     names = sorted(p.name for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     for kind in (SAFETENSORS, PICKLES):
         stems = {n: n.removesuffix(INDEX).rpartition(".")[0] for n in names if _kind(n) == kind}
-        found = [name for name, stem in stems.items() if stem in STEMS]
-        found = found or [name for name, stem in stems.items() if not _SHARD.search(stem)]
-        if len(found) > 1:
-            raise InputError(f"{path}: several checkpoints; give the path of one: {listed(found)}")
-        if found:
-            return path / found[0]
+        candidates = [name for name, stem in stems.items() if stem in STEMS]
+        candidates = candidates or [name for name, stem in stems.items() if not _SHARD.search(stem)]
+        if len(candidates) > 1:
+            raise InputError(
+                f"{path}: several checkpoints; give the path of one: {listed(candidates)}"
+            )
+        if candidates:
+            return path / candidates[0]
         if stems:
             raise InputError(f"{path}: has parts but no {INDEX}: {listed(list(stems))}")
     raise InputError(f"{path}: no .safetensors file in it")

@@ -147,12 +147,12 @@ def _write_shard(
     bar: tqdm | LoggedProgress,
 ) -> None:
     """One file. Checksums are known last: their place in the header is kept until then."""
-    found = {spec.name: 0 for spec in specs} if checksums else None
+    computed = {spec.name: 0 for spec in specs} if checksums else None
     with writing(path):
         # Unbuffered: what is written is large, and closing cannot fail on what is left in a buffer.
         file = io.FileIO(path, "x")
     with file, ThreadPoolExecutor(1) as pool:
-        _write(path, file, _header(specs, metadata, found))
+        _write(path, file, _header(specs, metadata, computed))
         arrays = groupby(_ahead(_arrays(specs, produce)), key=lambda pair: pair[0])
         for spec, group in arrays:
             checksum = 0
@@ -161,12 +161,12 @@ def _write_shard(
                 _write(path, file, chunk)
                 checksum = task.result() if task else 0
                 bar.update(len(chunk))
-            if found is not None:
-                found[spec.name] = checksum
-        if found is not None:
+            if computed is not None:
+                computed[spec.name] = checksum
+        if computed is not None:
             with writing(path):
                 file.seek(0)
-            _write(path, file, _header(specs, metadata, found))
+            _write(path, file, _header(specs, metadata, computed))
         with writing(path):
             file.close()
 
