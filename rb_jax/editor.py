@@ -151,8 +151,9 @@ class Editor:
         shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(args))
         key = (what, shapes, tuple(settings.items()))
         if key not in self._programs:
-            lowered = function.lower(self._params, *args, **settings)
-            self._programs[key] = compiled(lowered, what)
+            self._programs[key] = compiled(
+                lambda: function.lower(self._params, *args, **settings), what
+            )
         return self._programs[key](self._params, *args)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,11 +14,15 @@ from rb_jax.runtime.progress import working
 SECONDS_A_LINE = 1.2e-3
 
 
-def compiled(lowered: Any, what: str, options: Mapping[str, Any] | None = None) -> Any:
-    """``lowered.compile(options)`` of a ``jax.stages.Lowered``, with what it is and how long.
+def compiled(
+    lower: Callable[[], jax.stages.Lowered], what: str, options: Mapping[str, Any] | None = None
+) -> Any:
+    """The program that ``lower`` traces, compiled; says what it is and how long it should take.
 
     On other hardware than CPUs the seconds are not known ahead.
     """
+    with working(f"tracing {what}"):
+        lowered = lower()
     on_cpu = jax.default_backend() == "cpu"
     expected = lowered.as_text().count("\n") * SECONDS_A_LINE if on_cpu else 0.0
     with working(f"compiling {what}", expected):

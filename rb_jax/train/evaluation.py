@@ -50,23 +50,23 @@ class Evaluator:
     def compile(self, state: TrainState) -> None:
         """Ahead of the first step, so that a signal never has to wait for a compiler."""
         size = self.config.train.batch_size
-        split, rows = self.config.data.val_split, process_rows(self.mesh, size)
-        stream = feed.streamed(self.config, split, rows=rows)
+        split, mine = self.config.data.val_split, process_rows(self.mesh, size)
+        stream = feed.streamed(self.config, split, rows=mine)
         self.batches = [next(stream) for _ in range(VAL_BATCHES)]
         with jax.set_mesh(self.mesh):
-            for made in self.batches:
-                if shapes(made) not in self.losses:
-                    batch = shard_batch(self.mesh, made, size)
-                    lowered = self.loss.lower(state, batch, jax.random.key(0))
-                    self.losses[shapes(made)] = compiled(lowered, "the validation loss")
+            for rows in self.batches:
+                if shapes(rows) not in self.losses:
+                    batch = shard_batch(self.mesh, rows, size)
+                    lower = functools.partial(self.loss.lower, state, batch, jax.random.key(0))
+                    self.losses[shapes(rows)] = compiled(lower, "the validation loss")
             if count := min(self.config.train.eval_examples, size):
                 few = next(feed.streamed(self.config, split, rows=np.arange(count)))
                 assert isinstance(few, Batch | FeatureBatch), "no pictures in these batches"
                 batch = shard_batch(self.mesh, few)
                 if isinstance(few, FeatureBatch):
                     self.decode = latent_decoder(self.config, self.mesh, few.target_latent.shape)
-                lowered = self.sample.lower(state, batch, jax.random.key(0))
-                self.sample = compiled(lowered, "the sampler")
+                lower = functools.partial(self.sample.lower, state, batch, jax.random.key(0))
+                self.sample = compiled(lower, "the sampler")
                 self.few = few
 
     def evaluate(

@@ -31,8 +31,11 @@ class Stepper:
     def compile(self, state: TrainState, batch: Any) -> None:
         """Makes the step for this batch's shapes."""
         with jax.set_mesh(self.mesh):
-            lowered = self.jitted.lower(state, batch)
-            step = compiled(lowered, "the training step", compiler_options(self.mesh))
+            step = compiled(
+                lambda: self.jitted.lower(state, batch),
+                "the training step",
+                compiler_options(self.mesh),
+            )
         self.compiled[shapes(batch)] = step, model_flops(self.config, batch)
 
     def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict]:

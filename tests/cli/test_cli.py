@@ -1,5 +1,6 @@
 """The command line, in this process: exit codes, one line for bad input, nothing half-written."""
 
+import functools
 import json
 import shutil
 import signal
@@ -329,7 +330,9 @@ sys.argv = ["rb-jax", "wait"]
 sys.exit(cli.main())
 """
     command = [sys.executable, "-c", code.replace("BUSY", busy)]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as child:
+    # What a shell starts in the background ignores SIGINT, and so would its child.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as child:
         assert child.stdout is not None and child.stdout.readline() == "busy\n"
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=30)

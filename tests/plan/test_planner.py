@@ -391,7 +391,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     argv = ["plan", f"--config={file}", "--preset=b", "--topology=v5p:2x2x1"]
     assert cli.main([*argv, f"--json={out}", f"--report={html}"]) == 0
     assert json.loads(out.read_text())[0]["batch_size"] == 16
-    assert "<svg" in html.read_text() and "v5p:2x2x1" in capsys.readouterr().out
+    assert "Memory of a chip" in html.read_text() and "v5p:2x2x1" in capsys.readouterr().out
     assert cli.main([*argv, "--topology=v5p:9x9"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert cli.main([*argv, f"--json={tmp_path}/no/where.json"]) == 2
