@@ -15,6 +15,7 @@ import rb_jax
 from rb_jax.checkpoint.stored import load_weights
 from rb_jax.cli import main
 from rb_jax.data.formats.reason50k import write_dataset
+from rb_jax.data.inputs.images import open_image
 from rb_jax.port.exporting import export_checkpoint
 from tests.data.fakes import FakeWorld
 from tests.port import cases, whole
@@ -94,7 +95,7 @@ def test_the_page_runs(downloads, capsys, plan):
     """The planner compiles for as long as all the rest takes, hence the exhaustive one."""
     if plan and not has_libtpu:
         pytest.skip("libtpu is not installed")
-    done = []
+    done, advice = [], []
     for command in commands():
         assert command[0] == "rb-jax"
         if command[1] == "plan" and not plan:
@@ -102,20 +103,24 @@ def test_the_page_runs(downloads, capsys, plan):
         small = [f"--config.{key}={value}" for key, value in SMALL.get(command[1], {}).items()]
         assert main([*command[1:], *small]) == 0, (command, capsys.readouterr().err)
         done.append(" ".join(command[1:3]) if command[1] == "data" else command[1])
-        capsys.readouterr()
+        said = capsys.readouterr().out
+        if done[-1] == "data cache":
+            advice = shlex.split(said.splitlines()[-1].replace("RUN", "run"))
+        elif done[-1] == "train":
+            assert sorted(command) == sorted(advice)
     assert set(done) >= {"import", "assemble", "data import", "data cache", "train", "evaluate"}
     made, given = load_weights("run/weights")[1], load_weights("model")[1]
     assert set(made) == set(given)
     changed = {p.split("/")[0] for p in made if made[p].tobytes() != given[p].tobytes()}
     assert changed == {"mmdit", "frce", "qformer", "cme", "projections", "mllm"}
-    assert (downloads / "exported").is_dir() and Image.open("edited.png").size == (32, 32)
+    assert (downloads / "exported").is_dir() and open_image("edited.png").shape == (32, 32, 3)
 
 
-def test_what_the_cache_advises_works(downloads, capsys):
-    """With ReasonWorld's own configuration too, whose evaluations show pictures."""
+@pytest.mark.exhaustive
+def test_what_the_cache_advises_works_for_the_shipped_model(downloads, capsys):
+    """Its evaluations show pictures, which features alone have none of."""
     for split in ("train", "val"):
         words = ["data", "cache", "--data=Reason50K", "--checkpoint=shipped", "--batch_size=4"]
-        shutil.rmtree("sized", ignore_errors=True)
         assert main([*words, f"--split={split}", "--out=features"]) == 0
     advice = capsys.readouterr().out.splitlines()[-1].strip()
     assert advice.startswith("rb-jax train --config=from_checkpoint:shipped --workdir=RUN ")
