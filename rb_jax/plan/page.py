@@ -36,7 +36,7 @@ def render(rows: Sequence[Row], title: str, command: str) -> str:
         body.append(
             section(
                 "What travels",
-                "GiB per chip sends in a step, exposed in parentheses.",
+                "GiB that a chip sends in a step, exposed in parentheses.",
                 _list([f"{row.topology}: {traffic(row)}" for row in compiled]),
             )
         )
@@ -76,7 +76,7 @@ def _memory(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         peak = row.hbm_peak_gib
-        shown, verdict = ("?", "bad") if peak is None else (f"{peak:.1f}", "")
+        shown = "?" if peak is None else f"{peak:.1f}"
         verdict = "good" if row.fits else "bad"
         state = min(row.state_gib, peak) if peak else row.state_gib
         bars = [("state", state), ("step", (peak or state) - state)]
@@ -89,6 +89,8 @@ def _memory(rows: Sequence[Row]) -> str:
             f"<tr><th>{text(row.label)}</th><td class=room>{drawn}{limit}</td>"
             f'<td class="verdict {verdict}">{shown} of {row.hbm_limit_gib:.0f} GiB</td></tr>'
         )
+        if row.note:
+            lines.append(f"<tr><th></th><td colspan=2 class=left>{text(row.note)}</td></tr>")
     return f"<div class=scroll><table class=memory><tbody>{''.join(lines)}</tbody></table></div>"
 
 
@@ -128,7 +130,7 @@ def _curves(rows: Sequence[Row], value: Callable[[Row], float | None]) -> list[C
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = "".join(f"<th>{text(title)}</th>" for title, _ in COLUMNS) + "<th class=left>note</th>"
+    head = "".join(f"<th>{text(title)}</th>" for title, _ in COLUMNS)
     lines = []
     for row in rows:
         cells = [show(row) for _, show in COLUMNS]
@@ -139,9 +141,7 @@ def _table(rows: Sequence[Row]) -> str:
             else f"<td>{text(c)}</td>"
             for (title, _), c in zip(COLUMNS[1:], cells[1:], strict=True)
         )
-        lines.append(
-            f"<tr><th>{text(cells[0])}</th>{shown}<td class=left>{text(row.note)}</td></tr>"
-        )
+        lines.append(f"<tr><th>{text(cells[0])}</th>{shown}</tr>")
     return (
         f"<div class=scroll><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"

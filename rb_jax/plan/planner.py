@@ -22,6 +22,7 @@ from rb_jax.plan import program
 from rb_jax.plan.analysis import Analysis
 from rb_jax.plan.compiling import CompileError, analyse
 from rb_jax.plan.topologies import Topology, parse
+from rb_jax.report.html import count
 from rb_jax.sharding.mesh import abstract_mesh, check_batch_size, check_heads, mesh_shape
 from rb_jax.sharding.rules import bytes_per_device, param_shardings, state_shardings
 from rb_jax.train.optimizer import make_optimizer
@@ -283,7 +284,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("chips", lambda r: str(r.chips)),
     ("mesh", lambda r: " x ".join(f"{a} {n}" for a, n in r.mesh.items() if n > 1) or "1"),
     ("batch", lambda r: str(r.batch_size)),
-    ("params B", lambda r: f"{r.params_b:.2f}"),
+    ("params", lambda r: count(round(r.params_b * 1e9))),
     ("HBM GiB", lambda r: f"{_number(r.hbm_peak_gib, 1)} / {r.hbm_limit_gib:.0f}"),
     ("fits", lambda r: "yes" if r.fits else "no"),
     ("model TF", lambda r: _number(r.model_tflop, 1)),

@@ -145,7 +145,7 @@ tbody,tfoot{border-top:1px solid var(--line)}
 .whisker circle{fill:var(--blue)}
 tr:not(.first)>td b{font-weight:400}
 tfoot{font-weight:600}tfoot th{font-weight:600}
-.memory td{white-space:nowrap}
+.memory td{white-space:nowrap}.memory .left{white-space:normal;color:var(--soft);padding-top:0}
 .memory .room{position:relative;width:70%;min-width:180px;padding:6px 0;text-align:left;font-size:0}
 .memory i{display:inline-block;height:14px;background:var(--good)}
 .memory i.bad{background:var(--bad)}
