@@ -15,7 +15,7 @@ help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 demo: $(VENV)/.installed  ## train a small editor on this machine, edit, score; writes out/demo/report.html
-	$(BIN)/python -m rb_jax.eval.demo --out=out/demo
+	$(BIN)/rb-jax demo --out=out/demo
 
 test: lint  ## lint, check types and run every test
 	$(BIN)/pytest -n 2 --dist=worksteal
