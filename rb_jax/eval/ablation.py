@@ -1,4 +1,4 @@
-"""The ablation table: every variant of the configuration reasonworld, trained equally short and scored.
+"""The ablation table: every variant of ``reasonworld``, trained equally short and scored.
 
     python -m rb_jax.eval.ablation --out=DIR
 
