@@ -34,7 +34,8 @@ try:
     import tensorflow_datasets as tfds
 except ImportError:
     raise InputError(
-        "this needs TensorFlow Datasets: pip install 'rb_jax[data]' (tensorflow is not needed)"
+        "this needs TensorFlow Datasets, of the extra [data] (tensorflow is not needed): "
+        "pip install tensorflow-datasets importlib_resources"
     ) from None
 
 

@@ -92,7 +92,7 @@ def open_table(path: Path) -> Any:
         import pyarrow.parquet as parquet
     except ImportError:
         raise InputError(
-            "reading Parquet files needs pyarrow: pip install 'rb_jax[data]' (or pyarrow)"
+            "reading Parquet files needs pyarrow, of the extra [data]: pip install pyarrow"
         ) from None
     try:
         return parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)

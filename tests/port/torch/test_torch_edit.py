@@ -79,7 +79,7 @@ def test_a_whole_edit_without_jax(folder, model, tmp_path):
 
 def test_without_torch():
     done = python(WITHOUT.format(names=("torch", "peft")) + "import rb_jax.port.torch")
-    assert "InputError: torch, peft not installed: pip install rb_jax[torch]" in done.stderr
+    assert "InputError: torch, peft not installed; they are the extra [torch]" in done.stderr
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 20), (1, 1), (200, 130)])
