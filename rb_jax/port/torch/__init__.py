@@ -11,7 +11,8 @@ from rb_jax.errors import InputError
 _MISSING = [name for name in ("torch", "transformers", "diffusers", "peft") if not find_spec(name)]
 if _MISSING:
     raise InputError(
-        f"{', '.join(_MISSING)} not installed; they are the extra [torch]: pip install '.[torch]' in rb_jax's folder"
+        f"{', '.join(_MISSING)} not installed; they are the extra [torch]: pip install '.[torch]' "
+        "in the folder of rb_jax"
     )
 
 from rb_jax.port.torch.reasonbrain import ReasonBrainTorch as ReasonBrainTorch  # noqa: E402
