@@ -1,6 +1,5 @@
 """The command line, in this process: exit codes, one line for bad input, nothing half-written."""
 
-import functools
 import json
 import shutil
 import signal
@@ -314,7 +313,9 @@ def test_presets(words):
 def test_interrupted_while_the_main_thread_is_busy_elsewhere(busy):
     """As in a compiler, which hears no signal: ctrl-C is one line and 130 all the same."""
     code = """
-import hashlib, sys, time
+import hashlib, signal, sys, time
+# What a shell starts in the background ignores SIGINT, and so does its child.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rb_jax.runtime import exits
 original = exits.interruptible
 exits.interruptible = lambda: original(grace=0.2)
@@ -330,9 +331,7 @@ sys.argv = ["rb-jax", "wait"]
 sys.exit(cli.main())
 """
     command = [sys.executable, "-c", code.replace("BUSY", busy)]
-    # What a shell starts in the background ignores SIGINT, and so would its child.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as child:
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as child:
         assert child.stdout is not None and child.stdout.readline() == "busy\n"
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=30)
