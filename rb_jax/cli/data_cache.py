@@ -24,8 +24,7 @@ def define(flags: Flags) -> None:
     flags.string("out", "Folder for the features; other splits in it stay.", required=True)
     flags.string("split", "Split to encode.", "train")
     flags.integer("batch_size", "Examples encoded together.", 16)
-    flags.integer("shard_examples", "Examples per shard.", 256)
-    flags.processes()
+    flags.job(shard_examples=256)
 
 
 def run(flags: Flags) -> int:
@@ -38,9 +37,7 @@ def run(flags: Flags) -> int:
         flags.out,
         flags.split,
         batch_size=flags.batch_size,
-        shard_examples=flags.shard_examples,
-        process_index=flags.process_index,
-        process_count=flags.process_count,
+        **flags.divided(),
     )
     if manifest is None:
         print(f"{flags.out}: this process is done; other processes are not")

@@ -19,9 +19,8 @@ def define(flags: Flags) -> None:
     flags.string("source", "Folder of the data set, as it was fetched.", required=True)
     flags.string("out", "Folder for the shards; other splits of the data set stay.", required=True)
     flags.string("split", "Split to convert (default: the layout's, mostly train).")
-    flags.integer("shard_examples", "Examples per shard, at most where the source allows it.", 1000)
     flags.integer("max_rejects", "Unusable items after which to stop (default: 1 in 100, or 10).")
-    flags.processes()
+    flags.job(shard_examples=1000)
 
 
 def run(flags: Flags) -> int:
@@ -33,10 +32,8 @@ def run(flags: Flags) -> int:
         flags.source,
         flags.out,
         flags.split,
-        shard_examples=flags.shard_examples,
         max_rejects=flags.max_rejects,
-        process_index=flags.process_index,
-        process_count=flags.process_count,
+        **flags.divided(),
     )
     if manifest is None:
         print(f"{flags.out}: this process is done; other processes are not")

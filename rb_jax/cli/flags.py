@@ -77,10 +77,15 @@ class Flags:
         self.string("preset", "The preset of --config, e.g. paper or lora,1024.")
         self.takes_config = True
 
-    def processes(self):
-        """How a data job is divided."""
+    def job(self, shard_examples: int):
+        """How a data job is cut and divided; ``divided`` gives it back."""
+        text = "Examples per shard, at most where the source allows it."
+        self.integer("shard_examples", text, shard_examples)
         self.integer("process_index", "Which of several processes this is, from 0.", 0)
         self.integer("process_count", "How many processes share the work.", 1)
+
+    def divided(self) -> dict[str, Any]:
+        return self._given("shard_examples", "process_index", "process_count")
 
     def sampling(self):
         """What the sampler takes; ``sampled`` gives it back."""
@@ -90,7 +95,10 @@ class Flags:
         self.integer("seed", "Seed of the noise; same seed, same picture.", 0)
 
     def sampled(self) -> dict[str, Any]:
-        return {name: self.values[name].value for name in ("steps", "guidance", "true_cfg", "seed")}
+        return self._given("steps", "guidance", "true_cfg", "seed")
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        return {name: self.values[name].value for name in names}
 
     def parse(self) -> bool:
         """Reads the words, and sets up logging; False when only the help was wanted.

@@ -266,6 +266,10 @@ def _sam(prefix: str = "") -> Case:
     return _case("sam", "hf", {"sam": sizes}, {"prefix": prefix}, carried=carried)
 
 
+def left(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
 def _case(family, layout, values, names, more: Mapping[str, Any] = {}, carried={}) -> Case:  # noqa: B006
     write_config = FAMILIES[family].layout(layout).write
     config = {**write_config(Part(values)), **more} if write_config else {}

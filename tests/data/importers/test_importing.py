@@ -51,6 +51,12 @@ def test_a_folder_of_an_import(tmp_path):
     assert run(tmp_path) == made and content(tmp_path / "out") == before
 
 
+def import_command(folder) -> list[str]:
+    """The import of ``folder``/in to ``folder``/out, as a process of its own."""
+    verb = [sys.executable, "-m", "rb_jax", "data", "import", "--from=folder"]
+    return [*verb, f"--source={folder}/in", f"--out={folder}/out", "--shard_examples=2"]
+
+
 class Killed(BaseException):
     pass
 
@@ -88,17 +94,7 @@ def test_stopped_anywhere_and_started_again(tmp_path, monkeypatch, step):
 def test_killed_by_the_system(tmp_path, wait):
     edits.folder(tmp_path / "in", 60)
     run(tmp_path, "whole", shard_examples=2)
-    command = [
-        sys.executable,
-        "-m",
-        "rb_jax",
-        "data",
-        "import",
-        "--from=folder",
-        f"--source={tmp_path}/in",
-        f"--out={tmp_path}/out",
-        "--shard_examples=2",
-    ]
+    command = import_command(tmp_path)
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while child.poll() is None and not list(tmp_path.glob("out/.import-train/0*.json")):
         time.sleep(0.01)
@@ -125,17 +121,7 @@ def test_processes_share_the_work(tmp_path):
 def test_processes_at_the_same_time(tmp_path):
     edits.folder(tmp_path / "in", 24)
     run(tmp_path, "whole", shard_examples=2)
-    command = [
-        sys.executable,
-        "-m",
-        "rb_jax",
-        "data",
-        "import",
-        "--from=folder",
-        f"--source={tmp_path}/in",
-        f"--out={tmp_path}/out",
-        "--shard_examples=2",
-    ]
+    command = import_command(tmp_path)
     # Two of them do the same half: what they make is the same, and neither disturbs the other.
     places = ["--process_index=0", "--process_index=1", "--process_index=0"]
     children = [subprocess.Popen([*command, place, "--process_count=2"]) for place in places]
