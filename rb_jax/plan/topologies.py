@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 from typing import Any
 
@@ -104,10 +105,24 @@ def devices(topology: Topology) -> list[Any]:
         else:
             described = topologies.get_topology_desc(**_gpu_arguments(topology))
     except Exception as error:  # noqa: BLE001 - whatever the plugin raises
-        needed = "libtpu" if topology.chip.is_tpu else "jax-cuda13-plugin and jax-cuda13-pjrt"
-        reason = f"{str(error).splitlines()[0]} (it needs {needed})"
+        reason = missing(topology.chip) or str(error).splitlines()[0]
         raise InputError(f"topology {topology.name}: {reason}") from error
     return list(described.devices)
+
+
+def missing(chip: Chip) -> str:
+    """What to install so that the chip can be compiled for; empty when it is there."""
+    if chip.is_tpu:
+        module, extra, packages = "libtpu", "plan", "libtpu"
+    else:
+        module, extra = "jax_plugins.xla_cuda13", "plan-gpu"
+        packages = "jax-cuda13-plugin and jax-cuda13-pjrt"
+    try:
+        if importlib.util.find_spec(module):
+            return ""
+    except ModuleNotFoundError:  # the package that the module is in
+        pass
+    return f"compiling for it needs {packages}, the extra [{extra}]: pip install '.[{extra}]'"
 
 
 def _tpu_arguments(topology: Topology) -> dict[str, Any]:

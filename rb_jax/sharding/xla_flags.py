@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import metadata
 
 V4, V5E, V5P, V6E, V7X = TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 H100, H200, B200 = GPUS = ("h100", "h200", "b200")
@@ -136,6 +137,14 @@ FLAGS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+# flag: the first jaxlib (major, minor) without it.
+REMOVED = {
+    "xla_gpu_enable_pipelined_all_gather": (0, 11),
+    "xla_gpu_enable_pipelined_reduce_scatter": (0, 11),
+    "xla_gpu_enable_pipelined_all_reduce": (0, 11),
+}
+
+
 def chip_name(name: str) -> str:
     """The chip of its own name or an accelerator type's: v5litepod-16 is v5e. Raises ValueError."""
     chip = {"v5litepod": V5E, "v7x": V7X}.get(name.split("-")[0], name.split("-")[0])
@@ -145,16 +154,29 @@ def chip_name(name: str) -> str:
 
 
 def flags(chip: str) -> list[str]:
-    """--name=value of every flag that the chip sets."""
-    return [f"--{name}={values[chip]}" for name, (_, values) in FLAGS.items() if chip in values]
+    """--name=value of every flag that the chip sets and the installed compiler knows."""
+    return [f"--{name}={value}" for name, value in _chosen(chip).items()]
 
 
 def options(device_kind: str) -> dict[str, bool | int]:
     """The flags as compiler options for a JAX device kind such as ``TPU v5`` or ``NVIDIA H200``."""
     kind = device_kind.lower()
     chip = next((chip for part, chip in KINDS if part in kind), None)
-    chosen = {name: values[chip] for name, (_, values) in FLAGS.items() if chip in values}
-    return {name: _typed(value) for name, value in chosen.items()}
+    return {name: _typed(value) for name, value in _chosen(chip).items()} if chip else {}
+
+
+def _chosen(chip: str) -> dict[str, str]:
+    """Flag -> value; without jaxlib, those that every supported one knows."""
+    try:
+        major, minor = metadata.version("jaxlib").split(".")[:2]
+        installed = int(major), int(minor)
+    except metadata.PackageNotFoundError:
+        installed = None
+    return {
+        name: values[chip]
+        for name, (_, values) in FLAGS.items()
+        if chip in values and (name not in REMOVED or (installed and installed < REMOVED[name]))
+    }
 
 
 def _typed(value: str) -> bool | int:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from rb_jax.errors import InputError
@@ -56,3 +59,25 @@ def test_gpu_descriptions_are_balanced_and_name_the_chip(name):
     assert text.count("{") == text.count("}") > 2
     assert f"core_count: {CHIPS[name].sms} " in text
     assert f'"NVIDIA {name.upper()}"' in text
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [("v5p:2x2x1", "libtpu", "[plan]"), ("h200:1", "jax_plugins", "[plan-gpu]")],
+)
+def test_a_missing_compiler_is_named_with_its_extra(name, library, extra):
+    """As where it is not installed: a process to which the module is not to be found."""
+    script = f"""
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {library!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from rb_jax.plan.topologies import missing, parse
+print(missing(parse({name!r}).chip))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert f"the extra {extra}: pip install '.{extra}'" in run.stdout, run.stdout + run.stderr

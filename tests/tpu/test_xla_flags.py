@@ -103,6 +103,17 @@ def test_the_table_is_whole():
     assert set(TOPOLOGIES) == set(xla_flags.TPUS)
 
 
+def test_flags_that_a_newer_compiler_lacks_are_left_out(monkeypatch):
+    """An unknown option ends training where it compiles; jaxlib 0.11 knows three fewer."""
+    kept = {}
+    for version in ("0.10.2", "0.11.2"):
+        monkeypatch.setattr(xla_flags.metadata, "version", lambda _, version=version: version)
+        kept[version] = set(xla_flags.options("NVIDIA H200"))
+        assert kept[version] == {f[2:].split("=")[0] for f in xla_flags.flags("h200")}
+    assert kept["0.10.2"] - kept["0.11.2"] == set(xla_flags.REMOVED)
+    assert set(xla_flags.REMOVED) <= set(xla_flags.FLAGS)
+
+
 def test_command_line(capsys):
     assert xla_flags.main(["v5litepod-16"]) == 0
     assert capsys.readouterr().out.split() == xla_flags.flags("v5e")

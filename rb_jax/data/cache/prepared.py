@@ -41,7 +41,8 @@ from rb_jax.runtime.progress import progress_bar
 # raises it, and tests/data/cache/test_prepared.py notices when that is forgotten.
 VERSION = 3
 CHUNK = 64  # examples made, or encoded, at a time
-POOL_FROM = 1024  # examples from which starting two more processes pays off
+POOL_FROM = 1024  # examples from which starting more processes pays off
+POOL = max(2, min(16, os.cpu_count() or 1))  # of them; more would wait for the one that writes
 
 _LOCK = "lock"  # held by the process that fills an unfinished folder
 
@@ -234,12 +235,12 @@ def _encode_file(
 
 
 def _chunks(config: Config, split: str, count: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """First number and arrays of each chunk, in order; in two processes if there is enough work."""
+    """First number and arrays of each chunk, in order; in processes if there is enough work."""
     starts = range(0, count, CHUNK)
     done = 0
     if count >= POOL_FROM and _can_spawn():
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(2, context, _start_worker, (config, split)) as pool:
+        with ProcessPoolExecutor(POOL, context, _start_worker, (config, split)) as pool:
             try:
                 for start, arrays in zip(starts, pool.map(_work, starts), strict=True):
                     yield start, arrays
