@@ -17,7 +17,7 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## train a small editor on this machine, edit, score; writes out/demo/report.html
 	$(BIN)/rb-jax demo --out=out/demo
 
-test: lint  ## lint, check types and run every test
+test: lint  ## lint, check types and run all tests but the slowest
 	$(BIN)/pytest -n 2 --dist=worksteal
 
 exhaustive: $(VENV)/.installed-dev  ## run the tests that test leaves out: every mesh, the whole model, a thousand damaged files

@@ -1,4 +1,8 @@
-"""The error that is the user's to fix."""
+"""The error that is the user's to fix, and how its one line is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -7,6 +11,20 @@ class InputError(ValueError):
     The message is one line that says what is wrong and what to do about it; the command line
     prints it and exits with status 2.
     """
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line: the system's words, or the exception's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def listed(items: Sequence[object], separator: str = ", ", limit: int = 8) -> str:
+    """The first few of them, and how many more there are."""
+    shown = separator.join(map(str, items[:limit]))
+    return shown + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
 def refuse_url(name: str, value: object) -> None:

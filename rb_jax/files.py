@@ -15,17 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, reason
 
 PARTIAL = ".partial"  # how the name of an unfinished file ends; it begins with a dot
-
-
-def reason(error: BaseException) -> str:
-    """Why something failed, in one line: the system's words, or the exception's first line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -40,10 +40,10 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(path: Path, top: bool = False) -> set[str]:
-    """Modules of the package that a file imports, anywhere, or (``top``) when it is imported."""
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, wherever the import stands."""
     tree, found = ast.parse(path.read_text("utf-8")), set()
-    for node in _at_import(tree) if top else ast.walk(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rb_jax":
             assert node.level == 0, f"{path}: relative import"
             for name in node.names:
@@ -52,15 +52,6 @@ def imports(path: Path, top: bool = False) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name in MODULES}
     return found
-
-
-def _at_import(tree: ast.AST):
-    """Nodes that run when the module is imported: not what is inside of functions."""
-    for node in ast.iter_child_nodes(tree):
-        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not typing_only:
-            yield node
-            yield from _at_import(node)
 
 
 def room(module: str) -> str:
@@ -93,6 +84,26 @@ def test_imports_do_not_go_round():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
+def test_folders_do_not_go_round():
+    """What a folder has of its own; a folder's front may import all of its modules."""
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+    def folder(module: str) -> str:
+        return module if module in packages else module.rpartition(".")[0]
+
+    graph: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        here = folder(module)
+        there = {folder(other) for other in imports(path)}
+        graph.setdefault(here, set()).update(o for o in there if not is_part(o, here))
+    TopologicalSorter(graph).prepare()
+
+
+def is_part(one: str, other: str) -> bool:
+    """Whether one of them lies within the other."""
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
 def test_a_circle_or_a_way_up_would_be_seen(tmp_path):
     """What the tests above rest on: imports are found wherever they stand."""
     file = tmp_path / "x.py"
@@ -100,6 +111,4 @@ def test_a_circle_or_a_way_up_would_be_seen(tmp_path):
         "from rb_jax.train import loop\nimport rb_jax.files\n"
         "def f():\n    from rb_jax.config.schema import Config\n"
     )
-    everywhere = {"rb_jax.train.loop", "rb_jax.files", "rb_jax.config.schema"}
-    assert imports(file) == everywhere
-    assert imports(file, top=True) == everywhere - {"rb_jax.config.schema"}
+    assert imports(file) == {"rb_jax.train.loop", "rb_jax.files", "rb_jax.config.schema"}

@@ -101,7 +101,7 @@ def features(config: Config = CONFIG, rows: int = 3, seed: int = 2) -> Features:
     """What the encoders might say of ``batch(config, rows, seed)``."""
     model, made = config.model, batch(config, rows, seed)
     patches = (model.vision.image_size // model.vision.patch_size) ** 2
-    latent = config.data.image_size // 2 ** (len(model.autoencoder.channel_mult) - 1)
+    latent = config.data.image_size // model.autoencoder.downsampling
     text, objects, regions = (
         x.shape[1] for x in (made.text.ids, made.object_mask, made.region_mask)
     )
@@ -141,7 +141,7 @@ def weights(shapes: Mapping[str, Any], seed: int = 0) -> Params:
 def conditioning(rows: int = 1, tokens: int = 18, config: Config = CONFIG) -> Conditioning:
     """What the reasoning stages might hand to the flow model."""
     model = config.model
-    latent = config.data.image_size // 2 ** (len(model.autoencoder.channel_mult) - 1)
+    latent = config.data.image_size // model.autoencoder.downsampling
     return Conditioning(
         jnp.asarray(normal(rows, tokens, model.mmdit.context_width)),
         jnp.asarray(normal(rows, model.text.width)),

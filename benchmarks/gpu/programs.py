@@ -96,7 +96,7 @@ def params_shapes(config: Config, dtype: Any = None) -> dict[str, Shape]:
 def flow_batch(config: Config, rows: int) -> FlowBatch:
     """Shapes of what a training step reads."""
     model, dtype = config.model, config.model.dtype
-    side = config.data.image_size // 2 ** (len(model.autoencoder.channel_mult) - 1)
+    side = config.data.image_size // model.autoencoder.downsampling
     latent = (rows, side, side, model.autoencoder.latent_channels)
 
     def make() -> FlowBatch:

@@ -138,7 +138,7 @@ def model_inputs(config: Config, seed: int) -> dict[str, Any]:
 
     torch.manual_seed(seed)
     model, mmdit = config.model, config.model.mmdit
-    side = config.data.image_size // 2 ** (len(model.autoencoder.channel_mult) - 1)
+    side = config.data.image_size // model.autoencoder.downsampling
     side, texts = side // mmdit.patch_size, 2 * model.cme.queries
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from rb_jax.checkpoint import hashes
 from rb_jax.config import Config, differing_keys
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed, reason
 from rb_jax.files import sync_folder
 from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_IO, RunError
 from rb_jax.runtime.processes import anywhere, from_primary, is_primary, say, wait_for_all
@@ -197,7 +197,7 @@ class Checkpoints:
                 shutil.rmtree(old)
 
     def _not_written(self, step: int, error: BaseException) -> RunError:
-        text = f"the checkpoint of step {step} could not be written ({first_line(error)})"
+        text = f"the checkpoint of step {step} could not be written ({reason(error)})"
         return RunError(EXIT_IO, f"{text}; {self._left()}")
 
     def _left(self) -> str:
@@ -324,12 +324,7 @@ def none_good(folder: Path) -> InputError:
 
 
 def unreadable(folder: Path, error: Exception) -> InputError:
-    return InputError(f"{folder}: cannot be read ({first_line(error)})")
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0]
-    return text if len(text) <= 200 else f"{text[:60]} ... {text[-140:]}"
+    return InputError(f"{folder}: cannot be read ({reason(error)})")
 
 
 def _check_arrays(folder: Path, expected: dict[str, Any]) -> None:
@@ -342,8 +337,7 @@ def _check_arrays(folder: Path, expected: dict[str, Any]) -> None:
         if have != want:
             differences.append(f"{name} is {have[1]}{list(have[0])}, not {want[1]}{list(want[0])}")
     if differences:
-        more = f"; and {len(differences) - 8} more" if differences[8:] else ""
-        raise InputError(f"{folder}: {'; '.join(differences[:8])}{more}")
+        raise InputError(f"{folder}: {listed(differences, '; ')}")
 
 
 def _reader() -> ocp.Checkpointer:

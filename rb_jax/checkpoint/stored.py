@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.config import Config, ConfigError, from_stored
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed
 from rb_jax.weights.folder import STEM, has_weights, open_weights, resolve
 from rb_jax.weights.folder import stored_config as folder_config
 from rb_jax.weights.params import Params, check_weights, definition
@@ -47,7 +47,7 @@ def open_good(folder: str | Path) -> Path:
         wrong = checkpoint.problems(place / str(each))
         if not wrong:
             return place / str(each)
-        text = f"{place}/{each} is damaged: {'; '.join(wrong[:8])}"
+        text = f"{place}/{each} is damaged: {listed(wrong, '; ')}"
         if step is not None:
             raise InputError(text)
         warnings.warn(f"{text}; looking for an older one", stacklevel=2)

@@ -174,11 +174,9 @@ class Flags:
             flag = self.values[name]
             default = f" (default: {flag.default})" if flag.default not in (None, [], False) else ""
             needed = " (required)" if name in self.required else ""
-            shown = flag.help if flag.help.endswith(".") else f"{flag.help}"
             indent = " " * 6
-            body = textwrap.fill(
-                f"{shown}{default}{needed}", width, initial_indent=indent, subsequent_indent=indent
-            )
+            body = f"{flag.help}{default}{needed}"
+            body = textwrap.fill(body, width, initial_indent=indent, subsequent_indent=indent)
             lines += [f"  --{name}", body]
         return "\n".join(lines)
 

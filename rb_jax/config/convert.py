@@ -67,8 +67,10 @@ def _check_name(name: str, known: Mapping[str, Any], prefix: str) -> None:
 
 
 def from_values(cls, values: Any, prefix: str = ""):
-    """A dataclass of this module from nested dicts; raises ConfigError naming the key, InputError
-    for a path that is a URL."""
+    """A dataclass of the configuration from nested dicts.
+
+    Raises ConfigError naming the key, InputError for a path that is a URL.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"config.{prefix[:-1]}: expected a group of values, got {values!r}")
     hints = _hints(cls)

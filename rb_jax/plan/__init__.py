@@ -2,6 +2,6 @@
 
 A jitted step is compiled for a named topology by the compiler that would run it there, and its
 output is read: ``topologies`` (names to devices), ``compiling`` (a child process per compilation),
-``hlo``, ``work``, ``traffic``, ``collectives`` and ``bundles`` (what the compiler wrote),
+``hlo``, ``work``, ``hbm``, ``collectives`` and ``bundles`` (what the compiler wrote),
 ``timing`` (from there to seconds).
 """

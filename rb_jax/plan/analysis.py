@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 GIB = 2**30
+# What the child leaves in the job's folder.
+HLO, FACTS = "optimized.hlo", "facts.json"
 
 
 @dataclasses.dataclass

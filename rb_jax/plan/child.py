@@ -14,7 +14,7 @@ import numpy as np
 
 from rb_jax.errors import InputError
 from rb_jax.plan import topologies
-from rb_jax.plan.compiling import FACTS, HLO
+from rb_jax.plan.analysis import FACTS, HLO
 from rb_jax.runtime.jax_internals import allow_absent_cudnn
 from rb_jax.sharding import xla_flags
 

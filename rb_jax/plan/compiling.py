@@ -18,14 +18,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed
 from rb_jax.files import locked
 from rb_jax.plan import bundles, hlo, timing, work
-from rb_jax.plan.analysis import GIB, Analysis, show
+from rb_jax.plan.analysis import FACTS, GIB, HLO, Analysis, show
 from rb_jax.plan.collectives import Layout
 from rb_jax.plan.topologies import Topology, parse
 
-HLO, FACTS = "optimized.hlo", "facts.json"
 # XLA spends a sixth of compiling in the allocator; threads that keep more freed blocks need less.
 ALLOCATOR = "glibc.malloc.tcache_count=4000"
 
@@ -124,10 +123,10 @@ def _row(row: timing.Row, per_chip: int) -> dict[str, Any]:
 def _assumptions(target: Topology, module: hlo.Module, kernels, result, costs) -> list[str]:
     lines = timing.assumptions(target.chip, bool(kernels))
     if loops := hlo.unknown_loops(module):
-        lines.append(f"loops of unknown length, counted once: {_some(loops)}")
+        lines.append(f"loops of unknown length, counted once: {listed(loops, limit=3)}")
     unpriced = set(work.unpriced_kernels(module, costs))
     if not kernels and unpriced:
-        lines.append(f"kernels without FLOPs: {_some(sorted(unpriced))}")
+        lines.append(f"kernels without FLOPs: {listed(sorted(unpriced), limit=3)}")
     waiting = {
         instruction.name
         for computation in module.computations.values()
@@ -135,16 +134,10 @@ def _assumptions(target: Topology, module: hlo.Module, kernels, result, costs) -
         if timing.communicates(instruction)  # whose loops wait for other chips
     }
     if unread := sorted({k.name for k in kernels.values() if k.unknown} - waiting - {"TLP"}):
-        lines.append(f"inner loops of unknown length, counted once, in {_some(unread)}")
+        lines.append(f"inner loops of unknown length, counted once, in {listed(unread, limit=3)}")
     if kernels and result.estimated > 0.001:
         lines.append(f"{result.estimated:.1%} of compute time is without bundles: roofline only")
     return lines
-
-
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    """The first names and how many more there are: nobody reads a hundred."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _run_child(

@@ -19,8 +19,6 @@ from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import abstract_state, layout_of, trainable_paths
 from rb_jax.weights.params import Params, cast_params, definition, merge
 
-PROGRAMS = ("train", "sample")
-
 
 def lower(
     devices: Sequence[Any], config: Mapping[str, Any], program: str = "train"

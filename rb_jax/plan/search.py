@@ -176,7 +176,7 @@ def activations(config: Config) -> tuple[float, float]:
 def tokens(config: Config) -> tuple[int, int]:
     """Of one example: the MMDiT's joint sequence, the language model's."""
     model, side = config.model, config.data.image_size
-    latent = side // 2 ** (len(model.autoencoder.channel_mult) - 1)
+    latent = side // model.autoencoder.downsampling
     image = (latent // model.mmdit.patch_size) ** 2 * (1 + (model.mmdit.source == "sequence"))
     queries = 2 * model.cme.queries if model.cme.enabled else model.qformer.queries
     patches = (model.vision.image_size // model.vision.patch_size) ** 2

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 from rb_jax.plan import collectives as comm
 from rb_jax.plan.bundles import Kernel
+from rb_jax.plan.hbm import hbm_bytes
 from rb_jax.plan.hlo import Computation, Instruction, Module, inner
-from rb_jax.plan.traffic import hbm_bytes
 from rb_jax.plan.work import Costs, custom_call_target, instruction_flops
 from rb_jax.sharding.chips import Chip
 

@@ -22,6 +22,7 @@ from rb_jax.port.component import CONFIG, TOKENIZER, Component, is_component, op
 from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Family, Layout, Names, Part, porter
 from rb_jax.port.table import EXTRAS, Porter, Tensors, raise_problems
+from rb_jax.runtime.logging import LOG
 from rb_jax.weights.folder import has_weights, open_weights, resolve
 from rb_jax.weights.safetensors.reader import CheckedFiles
 from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
@@ -257,5 +258,6 @@ def _write_pickle(folder: Path) -> None:
         import torch
         from safetensors.torch import load_file
     except ImportError:
+        LOG.warning("reasonbrain.pt is left out: it needs PyTorch, of the extra [torch]")
         return
     torch.save(load_file(folder / "reasonbrain.safetensors"), folder / "reasonbrain.pt")

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed
 from rb_jax.port.transposition import transpose_last
 
 Shape = tuple[int, ...]
@@ -200,7 +200,7 @@ class Porter:
                     sources[full] = Slot(r, None if number is None else layer, part)
         differing = set(targets) ^ set(self.shapes)
         if differing:
-            raise ValueError(f"the table and the model differ: {sorted(differing)[:8]}")
+            raise ValueError(f"the table and the model differ: {listed(sorted(differing))}")
         object.__setattr__(self, "targets", targets)
         object.__setattr__(self, "sources", sources)
 

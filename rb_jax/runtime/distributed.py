@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, reason
 from rb_jax.runtime import logging
 from rb_jax.runtime.exits import EXIT_HUNG, RunError
 from rb_jax.runtime.jax_internals import running_on_cloud_tpu
@@ -48,12 +48,12 @@ def start(
     arguments = plan(environ, address, count, index, tpu_chips=running_on_cloud_tpu())
     if arguments is None:
         return
-    # JAX's own service would swallow SIGTERM also where no step can end; train/signals.py has ours.
+    # JAX's own service would swallow SIGTERM also where no step can end; ours: runtime/stopping.py.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**arguments, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
     except (ValueError, RuntimeError, OSError) as error:
-        text = f"the processes cannot be joined: {str(error).strip().split(chr(10))[0]}"
+        text = f"the processes cannot be joined: {reason(error)}"
         if isinstance(error, ValueError):
             raise InputError(text) from error
         raise RunError(EXIT_HUNG, f"{text}; start all of them again") from error

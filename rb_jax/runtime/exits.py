@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # Of sysexits.h, where it has a name for it; docs/reliability.md says what a launcher does on each.
@@ -55,15 +55,10 @@ class Signals:
     def handle(self, number: int, frame: object = None) -> None:
         self.received = number
 
-    def watch(self, pipe: int) -> None:
-        """The thread: reads the numbers that the interpreter's own handler writes to the pipe."""
-        while numbers := os.read(pipe, 64):
-            for number in numbers:
-                if number in STATUS:
-                    self._see(number)
-        os.close(pipe)
-
-    def _see(self, number: int) -> None:
+    def see(self, number: int) -> None:
+        """What the thread does."""
+        if number not in STATUS:
+            return
         with self._lock:
             self._seen += 1
             if self._held and self._seen == 1:
@@ -85,8 +80,7 @@ def interruptible(grace: float = 5.0) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    read, write = os.pipe()
-    os.set_blocking(write, False)
+    seen, over = 0, threading.Event()
 
     def end() -> None:
         if over.is_set():
@@ -94,27 +88,44 @@ def interruptible(grace: float = 5.0) -> Iterator[None]:
         os.write(2, b"rb-jax: interrupted\n")
         os._exit(STATUS[signal.SIGINT])
 
+    def see(number: int) -> None:
+        nonlocal seen
+        if number == signal.SIGINT:
+            seen += 1
+            if seen > 1:
+                end()
+            timer = threading.Timer(grace, end)
+            timer.daemon = True
+            timer.start()
+
+    with _watching(see):
+        try:
+            yield
+        finally:
+            over.set()
+
+
+@contextmanager
+def _watching(see: Callable[[int], None]) -> Iterator[None]:
+    """A thread calls ``see`` with each signal at once, whatever the main thread is inside of.
+
+    The interpreter's own handler writes the signals' numbers to a pipe, which the thread reads.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
     def watch() -> None:
-        seen = 0
         while numbers := os.read(read, 64):
             for number in numbers:
-                if number == signal.SIGINT:
-                    seen += 1
-                    if seen > 1:
-                        end()
-                    timer = threading.Timer(grace, end)
-                    timer.daemon = True
-                    timer.start()
+                see(number)
         os.close(read)
 
-    over = threading.Event()
-    threading.Thread(target=watch, name="interrupts", daemon=True).start()
+    threading.Thread(target=watch, name="signals", daemon=True).start()
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(before, warn_on_full_buffer=False)
-        over.set()
         os.close(write)  # ends the thread
 
 
@@ -137,15 +148,10 @@ def installed() -> Iterator[Signals]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    threading.Thread(target=signals.watch, args=(read,), name="signals", daemon=True).start()
-    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    handlers = {number: signal.signal(number, signals.handle) for number in STATUS}
-    try:
-        yield signals
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
-        os.close(write)  # ends the thread
+    with _watching(signals.see):
+        handlers = {number: signal.signal(number, signals.handle) for number in STATUS}
+        try:
+            yield signals
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

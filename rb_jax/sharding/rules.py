@@ -64,21 +64,21 @@ WHOLE_STATE = 0.6
 
 
 def partition(
-    path: str, shape: tuple[int, ...], mesh: AnyMesh, whole: bool = False
+    path: str, shape: tuple[int, ...], mesh: AnyMesh, unsharded: bool = False
 ) -> PartitionSpec:
     """How one parameter is split; every axis of ``shape`` stays whole or is divided evenly.
 
-    ``whole`` leaves the fsdp axis out.
+    ``unsharded`` leaves the fsdp axis out.
     """
-    whole = whole or is_vector(path, shape) or path.endswith(WHOLE)
+    unsharded = unsharded or is_vector(path, shape) or path.endswith(WHOLE)
     axes: list[str | tuple[str, ...] | None] = [None] * len(shape)
     names = next((names for pattern, names in RULES if matches(pattern, path)), ())
     for i, name in enumerate(names, start=len(shape) - len(names)):
         if i >= 0 and name:
-            wanted = tuple(axis for axis in LOGICAL[name] if not (whole and axis == "fsdp"))
+            wanted = tuple(axis for axis in LOGICAL[name] if not (unsharded and axis == "fsdp"))
             axes[i] = _splitting(wanted, shape[i], mesh)
     used = {axis for entry in axes for axis in (entry if isinstance(entry, tuple) else [entry])}
-    if not whole and "fsdp" not in used and mesh.shape["fsdp"] > 1:
+    if not unsharded and "fsdp" not in used and mesh.shape["fsdp"] > 1:
         free = [i for i in range(first_axis(path, shape), len(shape)) if axes[i] is None]
         even = [i for i in free if shape[i] % mesh.shape["fsdp"] == 0]
         if even:
@@ -125,9 +125,9 @@ def param_shardings(
 ) -> dict[str, NamedSharding]:
     """Path -> layout of every parameter. ``frozen`` is config.mesh.frozen where none trains."""
 
-    def layouts(whole: bool) -> dict[str, NamedSharding]:
+    def layouts(unsharded: bool) -> dict[str, NamedSharding]:
         return {
-            path: NamedSharding(mesh, partition(path, tuple(x.shape), mesh, whole))
+            path: NamedSharding(mesh, partition(path, tuple(x.shape), mesh, unsharded))
             for path, x in shapes.items()
         }
 
@@ -140,9 +140,9 @@ def state_shardings(mesh: AnyMesh, state: Tree, frozen: str = "sharded") -> Tree
     ``frozen`` is config.mesh.frozen.
     """
 
-    def layouts(whole: bool) -> Tree:
+    def layouts(unsharded: bool) -> Tree:
         def layout(path: tuple, leaf: Any) -> NamedSharding:
-            shape, fixed = tuple(leaf.shape), whole and _is_frozen(path)
+            shape, fixed = tuple(leaf.shape), unsharded and _is_frozen(path)
             return NamedSharding(mesh, partition(parameter_of(path), shape, mesh, fixed))
 
         return jax.tree_util.tree_map_with_path(layout, state)
@@ -151,12 +151,12 @@ def state_shardings(mesh: AnyMesh, state: Tree, frozen: str = "sharded") -> Tree
 
 
 def _settled(mesh: AnyMesh, tree: Any, layouts: Callable[[bool], Tree], frozen: str) -> Tree:
-    """``layouts(whole)`` as config.mesh.frozen says."""
+    """``layouts(unsharded)`` as config.mesh.frozen says."""
     if frozen == "sharded" or (frozen == "auto" and not _room(mesh)):
         return layouts(False)
-    whole = layouts(True)
-    fits = frozen == "replicated" or bytes_per_device(tree, whole) <= _room(mesh)
-    return whole if fits else layouts(False)
+    everywhere = layouts(True)
+    fits = frozen == "replicated" or bytes_per_device(tree, everywhere) <= _room(mesh)
+    return everywhere if fits else layouts(False)
 
 
 def _room(mesh: AnyMesh) -> float:

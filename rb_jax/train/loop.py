@@ -22,7 +22,7 @@ from rb_jax.files import to_json, write_text
 from rb_jax.runtime.exits import EXIT_IO, STATUS, RunError, Signals, installed
 from rb_jax.runtime.processes import from_primary, is_primary, say, wait_for_all
 from rb_jax.runtime.progress import working
-from rb_jax.runtime.signals import SAVE_FAILED, StopRequest
+from rb_jax.runtime.stopping import SAVE_FAILED, StopRequest
 from rb_jax.runtime.watchdog import LONG, Watchdog
 from rb_jax.sharding.mesh import (
     check_batch_size,

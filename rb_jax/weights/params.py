@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from rb_jax.config import Config
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed
 from rb_jax.models.encoders.vae import AutoencoderTrainer
 from rb_jax.models.mmdit.trainer import MMDiTTrainer
 from rb_jax.models.reasonbrain import ReasonBrain
@@ -83,9 +83,7 @@ def check_weights(given: Mapping[str, Any], expected: Mapping[str, Any], where: 
         if have != want:
             problems.append(f"{path} has shape {have}, the model needs {want}")
     if problems:
-        more = [f"and {len(problems) - 8} more"] if problems[8:] else []
-        shown = "; ".join(problems[:8] + more)
-        raise InputError(f"{where or 'weights'} do not fit the model: {shown}")
+        raise InputError(f"{where or 'weights'} do not fit the model: {listed(problems, '; ')}")
 
 
 def fast_compile(platforms: set[str] | None = None) -> dict[str, Any] | None:

@@ -105,7 +105,7 @@ def test_modulations_that_never_train_lie_whole():
         mesh(1, 4, 2, 1),
     )
     assert tuple(rules.partition(path, shape, there)) == (None, None, ("fsdp", "tensor"))
-    assert tuple(rules.partition(path, shape, there, whole=True)) == (None, None, "tensor")
+    assert tuple(rules.partition(path, shape, there, unsharded=True)) == (None, None, "tensor")
 
 
 @pytest.mark.parametrize(

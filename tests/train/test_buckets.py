@@ -12,7 +12,7 @@ from rb_jax.train import loop
 from rb_jax.train.metrics import read_lines
 from rb_jax.weights.params import merge
 from tests import tiny
-from tests.data.pipeline.test_buckets import SHAPES, SIZES, make
+from tests.data.inputs.test_buckets import SHAPES, SIZES, make
 from tests.train import fake
 
 

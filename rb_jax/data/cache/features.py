@@ -24,11 +24,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from rb_jax.config import Config, differing_keys
+from rb_jax.data.formats import shards
 from rb_jax.data.formats.shards import Shard, check_shard, describe_shard, shard_name, write_chunks
 from rb_jax.data.pipeline import loader
 from rb_jax.data.pipeline.order import Order, whole
-from rb_jax.errors import InputError
-from rb_jax.files import reason
+from rb_jax.errors import InputError, reason
 from rb_jax.models.types import ENCODERS, FeatureBatch, Features, Text
 
 # Of the files' layout and of all that is done to a picture or a text before an encoder sees it:
@@ -37,7 +37,6 @@ VERSION = 3
 _CHECKSUM_BYTES = 16
 _BLOCK = 4096  # bytes
 _OPEN_FILES = 256
-_MAX_MANIFEST = 64 * 2**20
 
 Rows = UInt8[np.ndarray, "B _"]  # bytes of examples
 
@@ -101,43 +100,14 @@ def manifest_path(folder: Path, split: str) -> Path:
 def read_manifest(folder: str | os.PathLike[str], split: str) -> FeatureManifest:
     """InputError if there is no such cache or its manifest is damaged."""
     path = manifest_path(Path(folder), split)
-    if not path.is_file():
-        manifests = Path(folder).glob("*.features.json")
-        splits = (
-            ", ".join(sorted(p.name.removesuffix(".features.json") for p in manifests)) or "none"
-        )
-        raise InputError(
-            f"{path}: no finished feature cache; splits in this folder: {splits} "
-            "(rb-jax data cache)"
-        )
-    try:
-        if path.stat().st_size > _MAX_MANIFEST:
-            raise InputError(f"{path}: larger than {_MAX_MANIFEST >> 20} MiB")
-        values = json.loads(path.read_text("utf-8"))
-        if values["version"] != VERSION:
-            raise InputError(
-                f"{path}: version {values['version']}, and this program reads {VERSION}: "
-                "compute the cache again"
-            )
+    with shards.reading(path, "rb-jax data cache", "version", VERSION) as values:
         manifest = FeatureManifest(**{**values, "shards": [Shard(**s) for s in values["shards"]]})
-        _check(manifest)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: damaged manifest ({reason(error)})") from None
+        shards.check_shards(manifest.shards, manifest.examples)
+        for dtype, shape in manifest.fields.values():
+            if not all(type(n) is int and n >= 0 for n in shape):
+                raise ValueError("the shape of a field")
+            dtype_of(dtype)
     return manifest
-
-
-def _check(manifest: FeatureManifest) -> None:
-    names = [shard.file for shard in manifest.shards]
-    if any(name in (".", "..") or "/" in name or "\0" in name for name in names):
-        raise ValueError("a shard outside the folder")
-    if sum(shard.examples for shard in manifest.shards) != manifest.examples:
-        raise ValueError("the shards' examples do not add up")
-    for dtype, shape in manifest.fields.values():
-        if not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("the shape of a field")
-        dtype_of(dtype)
 
 
 def dtype_of(name: str) -> np.dtype:

@@ -324,7 +324,7 @@ def _to_batch(arrays: dict[str, np.ndarray]) -> Batch:
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:
-    """A finished folder's description, None if there is none of this version."""
+    """A finished folder's description, None if there is none."""
     try:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -31,7 +31,7 @@ from rb_jax.data.formats.untrusted import (
 )
 from rb_jax.data.inputs.images import decode_resized, read_picture, save_image
 from rb_jax.data.inputs.objects import extract_objects
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, reason
 from rb_jax.runtime.progress import progress_bar
 
 MAX_OBJECTS = 16  # as the authors
@@ -144,7 +144,7 @@ def write_dataset(
             _write_examples(world, count, Path(partial), split, progress)
             _publish(Path(partial), out, split)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{out}: cannot be written ({reason(error)})") from error
     return manifest
 
 

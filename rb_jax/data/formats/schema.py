@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from rb_jax.config.sizes import CATEGORIES as CATEGORIES
+from rb_jax.config.sizes import CATEGORIES
 
 
 def category_number(name: str) -> int:

@@ -7,6 +7,7 @@ one; so a shard is trusted only as far as the manifest and the records' own chec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,10 +22,10 @@ from jaxtyping import UInt8
 
 from rb_jax.data.formats.records import FEATURES, SCHEMA_VERSION, EditRecord, decode, encode
 from rb_jax.data.formats.schema import CATEGORIES, EditExample
+from rb_jax.data.inputs.buckets import Shape, kept
 from rb_jax.data.inputs.images import decode_resized, picture_size
-from rb_jax.data.pipeline.buckets import Shape, kept
-from rb_jax.errors import InputError
-from rb_jax.files import file_hash, reason, to_json, whole_file, write_text, writing
+from rb_jax.errors import InputError, reason
+from rb_jax.files import file_hash, to_json, whole_file, write_text, writing
 
 # One record a chunk, for random access; pictures are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -76,52 +77,60 @@ def manifest_path(folder: Path, split: str) -> Path:
     return folder / f"{split}.manifest.json"
 
 
-def splits_in(folder: Path) -> list[str]:
+def splits_in(folder: Path, kind: str = "manifest.json") -> list[str]:
     """The splits that have a manifest here."""
-    return sorted(p.name.removesuffix(".manifest.json") for p in folder.glob("*.manifest.json"))
+    return sorted(path.name.removesuffix(f".{kind}") for path in folder.glob(f"*.{kind}"))
 
 
 def read_manifest(folder: str | os.PathLike[str], split: str) -> Manifest:
     """The manifest of a split; InputError if there is none or it is damaged."""
     path = manifest_path(Path(folder), split)
+    with reading(path, "rb-jax data import", "schema", SCHEMA_VERSION) as values:
+        names = {f.name for f in dataclasses.fields(Manifest)}
+        shards = [Shard(**shard) for shard in values["shards"]]
+        manifest = Manifest(**{**{n: values[n] for n in names}, "shards": shards})
+        if manifest.split != split:
+            raise ValueError("the name of the split")
+        check_shards(shards, manifest.examples)
+    return manifest
+
+
+@contextlib.contextmanager
+def reading(path: Path, command: str, key: str, version: int) -> Iterator[dict[str, Any]]:
+    """The values of a manifest that ``command`` wrote; whatever is wrong becomes InputError.
+
+    ``key`` holds the manifest's version. The body may raise what damaged values raise.
+    """
     if not path.is_file():
-        names = (
-            p.name.removesuffix(".manifest.json") for p in Path(folder).glob("*.manifest.json")
-        )
-        splits = ", ".join(sorted(names)) or "none"
-        raise InputError(
-            f"{path}: no such manifest; splits in this folder: {splits} (rb-jax data import)"
-        )
+        kind = path.name.partition(".")[2]
+        splits = ", ".join(splits_in(path.parent, kind)) or "none"
+        raise InputError(f"{path}: no such manifest; splits in this folder: {splits} ({command})")
     try:
         if path.stat().st_size > _MAX_MANIFEST:
             raise InputError(f"{path}: larger than {_MAX_MANIFEST >> 20} MiB")
         values = json.loads(path.read_text("utf-8"))
-        if values["schema"] != SCHEMA_VERSION:
+        if values[key] != version:
             raise InputError(
-                f"{path}: schema version {values['schema']}; this program reads {SCHEMA_VERSION}"
+                f"{path}: {key} {values[key]}, and this program reads {version}: {command} again"
             )
-        names = {f.name for f in dataclasses.fields(Manifest)}
-        shards = [Shard(**shard) for shard in values["shards"]]
-        manifest = Manifest(**{**{n: values[n] for n in names}, "shards": shards})
-        _check_manifest(manifest, split)
+        yield values
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{path}: damaged manifest ({why}); import again") from None
-    return manifest
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{path}: damaged manifest ({why}); {command} again") from None
 
 
-def _check_manifest(manifest: Manifest, split: str) -> None:
+def check_shards(shards: Sequence[Shard], examples: int) -> None:
     """ValueError if the numbers do not fit together, or a name leaves the folder."""
-    names = [shard.file for shard in manifest.shards]
-    if manifest.split != split or len(set(names)) < len(names):
-        raise ValueError("the names of split and shards")
+    names = [shard.file for shard in shards]
+    if len(set(names)) < len(names):
+        raise ValueError("two shards of one name")
     if any(name in (".", "..") or "/" in name or "\0" in name for name in names):
         raise ValueError("a shard outside the folder")
-    if any(type(s.examples) is not int or s.examples < 1 for s in manifest.shards):
+    if any(type(s.examples) is not int or s.examples < 1 for s in shards):
         raise ValueError("examples of a shard")
-    if sum(s.examples for s in manifest.shards) != manifest.examples:
+    if sum(s.examples for s in shards) != examples:
         raise ValueError("the shards' examples do not add up")
 
 

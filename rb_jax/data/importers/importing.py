@@ -26,7 +26,7 @@ from rb_jax.data.formats.records import SCHEMA_VERSION, EditRecord
 from rb_jax.data.formats.shards import Manifest, Shard, manifest_path
 from rb_jax.data.importers import IMPORTERS
 from rb_jax.data.importers.layout import Layout, Reject, Unit, pack, read_piece
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, reason
 from rb_jax.files import locked, to_json, write_text
 from rb_jax.runtime.progress import progress_bar
 
@@ -101,7 +101,7 @@ def import_dataset(
             return shards.read_manifest(work.out, work.split)
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{out}: cannot be written ({reason(error)})") from error
 
 
 def _plan(
@@ -123,7 +123,7 @@ def _plan(
         units = pack(layout.pieces, rows)
         sizes = [(name, *_size(root / name)) for name in layout.files]
     except OSError as error:
-        raise InputError(f"{root}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{root}: cannot be read ({reason(error)})") from error
     if not units:
         raise InputError(f"{root}: split {split!r} has no rows; at least one is needed")
     options = {"shard_examples": rows}
@@ -148,10 +148,7 @@ def _finished(work: Work) -> bool:
         raise InputError(f"{out}: is a file; choose another folder")
     other = "choose another folder, or delete this one"
     begun = {path.parent: _read_plan(path) for path in out.glob(".import-*/plan.json")}
-    done = [
-        shards.read_manifest(out, path.name.removesuffix(".manifest.json"))
-        for path in out.glob("*.manifest.json")
-    ]
+    done = [shards.read_manifest(out, split) for split in shards.splits_in(out)]
     strangers = [p for p in out.iterdir() if not p.name.startswith(".import-")]
     if strangers and not begun and not done:
         raise InputError(f"{out}: is not empty and holds no import; {other}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rb_jax.data.formats.records import EditRecord, check
 from rb_jax.data.formats.untrusted import Files
 from rb_jax.data.inputs.images import MAX_FILE_BYTES, decode_image
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, reason
 
 Row = Any  # whatever an importer reads: a line, a dict of columns, ...
 
@@ -74,7 +74,7 @@ def _rows(layout: Layout, piece: Piece) -> Iterator[tuple[int | str, Row]]:
     try:
         yield from layout.rows(piece)
     except OSError as error:
-        raise InputError(f"{piece.file}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{piece.file}: cannot be read ({reason(error)})") from error
 
 
 def pack(pieces: Iterable[Piece], rows: int) -> list[Unit]:
@@ -116,9 +116,3 @@ def natural(name: str) -> list[Any]:
 
 def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
-
-
-def listed(names: Sequence[object], limit: int = 5) -> str:
-    """A few of the names, and how many more there are."""
-    shown = ", ".join(map(str, names[:limit]))
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -12,8 +12,8 @@ from typing import Any
 
 from rb_jax.data.formats.records import EditRecord
 from rb_jax.data.formats.untrusted import Files, checked_caption, checked_instruction, lines
-from rb_jax.data.importers.layout import Layout, Piece, listed, natural, picture_file, relative
-from rb_jax.errors import InputError
+from rb_jax.data.importers.layout import Layout, Piece, natural, picture_file, relative
+from rb_jax.errors import InputError, listed
 
 TEXTS = {
     "1-Left-Right": "Left_Right_text.txt",

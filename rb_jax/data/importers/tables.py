@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rb_jax.data.formats.untrusted import Files, checked_text
-from rb_jax.data.importers.layout import Piece, listed, natural, picture_file, relative
+from rb_jax.data.importers.layout import Piece, natural, picture_file, relative
 from rb_jax.data.inputs.images import MAX_FILE_BYTES
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed, reason
 
 # Rows decoded at a time, and the bytes of a file read at a time for each column.
 BATCH_ROWS = 4
@@ -35,7 +35,7 @@ def find_tables(root: Path, split: str) -> tuple[list[Path], list[str]]:
     if not files:
         known = sorted({split_of(p, root) for p in paths}, key=natural)
         raise InputError(
-            f"{root}: no Parquet file of split {split!r}; splits here: {listed(known, 12)}"
+            f"{root}: no Parquet file of split {split!r}; splits here: {listed(known, limit=12)}"
         )
     return files, gaps(files, root)
 
@@ -110,7 +110,7 @@ def table_pieces(root: Path, paths: Sequence[Path], names: Columns, required: Se
             if not any(name in columns for name in names[field]):
                 raise InputError(
                     f"{path}: no column {' or '.join(names[field])}; "
-                    f"its columns: {listed(columns, 20)}"
+                    f"its columns: {listed(columns, limit=20)}"
                 )
         start = 0
         for group in range(table.metadata.num_row_groups):
@@ -232,5 +232,4 @@ def needed_picture(row: Mapping[str, Any], key: str, files: Files) -> bytes:
 
 
 def _broken(path: Path, error: Exception, where: str = "") -> InputError:
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return InputError(f"{path}: {where}not a whole Parquet file ({why}); fetch it again")
+    return InputError(f"{path}: {where}not a whole Parquet file ({reason(error)}); fetch it again")

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from rb_jax.config import Config, DataConfig
 from rb_jax.data.formats.reason50k import Reason50K
 from rb_jax.data.formats.schema import EditExample
-from rb_jax.data.pipeline.buckets import Shape, bucket_shapes
+from rb_jax.data.inputs.buckets import Shape, bucket_shapes
 from rb_jax.data.pipeline.collate import ArrayCollator
 from rb_jax.data.pipeline.mixture import Mixture
 from rb_jax.data.pipeline.order import Groups, Order, numbering, whole

@@ -14,8 +14,8 @@ from jaxtyping import Int
 
 from rb_jax.data.formats.schema import EditExample
 from rb_jax.data.formats.shards import Records, RecordSource
+from rb_jax.data.inputs.buckets import Shape, nearest
 from rb_jax.data.inputs.images import picture_size
-from rb_jax.data.pipeline.buckets import Shape, nearest
 from rb_jax.data.pipeline.order import Groups, Pool
 from rb_jax.errors import InputError
 from rb_jax.files import to_json, whole_file

@@ -40,21 +40,6 @@ def batch_shapes(config: Config, rows: int) -> AnyBatch:
     return jax.eval_shape(made)  # records check the arrays that they are made of
 
 
-def pixel_shapes(config: Config, rows: int) -> Batch:
-    """Of what a loader gives."""
-    return jax.eval_shape(lambda: _pixels(config, rows))
-
-
-def feature_shapes(config: Config, rows: int) -> Features:
-    """Of what the encoders give for a batch."""
-    return jax.eval_shape(lambda: _features(config, rows))
-
-
-def conditioning_shapes(config: Config, rows: int) -> Conditioning:
-    """Of what the reasoning stages, or T5 and CLIP, give the flow model."""
-    return jax.eval_shape(lambda: _conditioning(config, rows))
-
-
 def _pixels(config: Config, rows: int) -> Batch:
     model, side = config.model, config.data.image_size
     objects, regions = model.frce.max_objects, model.regions.max_regions
@@ -144,5 +129,5 @@ def _mask(*shape: int) -> jax.Array:
 
 def _latent(config: Config, rows: int) -> jax.Array:
     autoencoder = config.model.autoencoder
-    side = config.data.image_size // 2 ** (len(autoencoder.channel_mult) - 1)
+    side = config.data.image_size // autoencoder.downsampling
     return jnp.zeros((rows, side, side, autoencoder.latent_channels), config.model.dtype)

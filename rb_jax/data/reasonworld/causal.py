@@ -1,9 +1,10 @@
 """Causal hypotheses: walls break, switches flip, dominoes fall, taps run, stacks drop."""
 
 from rb_jax.data.reasonworld.canvas import HUES
-from rb_jax.data.reasonworld.family import GROUND, INDOORS, OUTDOORS, Dice, Family, Outcome, extras
+from rb_jax.data.reasonworld.family import Dice, Family, Outcome, extras
 from rb_jax.data.reasonworld.language import article, number
-from rb_jax.data.reasonworld.scene import Scene, Thing
+from rb_jax.data.reasonworld.render import INDOORS, OUTDOORS
+from rb_jax.data.reasonworld.scene import GROUND, Scene, Thing
 
 SIDES = ("left", "right")
 

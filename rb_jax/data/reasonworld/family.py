@@ -11,10 +11,9 @@ from rb_jax.data.reasonworld.language import (
     OPENERS,
     sentences,
 )
-from rb_jax.data.reasonworld.render import INDOORS, OUTDOORS
-from rb_jax.data.reasonworld.scene import GROUND, Real, Scene, Thing
+from rb_jax.data.reasonworld.render import OUTDOORS
+from rb_jax.data.reasonworld.scene import Real, Scene, Thing
 
-CATEGORIES = ("physical", "temporal", "causal", "story")
 Item = TypeVar("Item")
 Outcome = Any  # hashable; each family knows what its own outcomes are
 
@@ -102,6 +101,3 @@ def extras(dice: Dice, backdrop: str, sky: bool = True, floor: bool = True) -> t
                 Thing(kind, dice.pick((0.08, 0.92)), 0.76, 0.11, 0.1, dice.pick(list(HUES)))
             )
     return tuple(things)
-
-
-__all__ = ["CATEGORIES", "GROUND", "INDOORS", "OUTDOORS", "Dice", "Family", "extras"]

@@ -1,9 +1,10 @@
 """Physical hypotheses: weight, slopes, falling, floating, melting."""
 
 from rb_jax.data.reasonworld.canvas import spin
-from rb_jax.data.reasonworld.family import GROUND, INDOORS, OUTDOORS, Dice, Family, Outcome, extras
+from rb_jax.data.reasonworld.family import Dice, Family, Outcome, extras
 from rb_jax.data.reasonworld.language import article
-from rb_jax.data.reasonworld.scene import Real, Scene, Thing
+from rb_jax.data.reasonworld.render import INDOORS, OUTDOORS
+from rb_jax.data.reasonworld.scene import GROUND, Real, Scene, Thing
 
 SIDES = ("left", "right")
 _TILT = 17.0

@@ -1,9 +1,10 @@
 """Story hypotheses: a dragon, a spell, a winter, a giant, a king."""
 
 from rb_jax.data.reasonworld.canvas import HUES
-from rb_jax.data.reasonworld.family import GROUND, OUTDOORS, Dice, Family, Outcome, extras
+from rb_jax.data.reasonworld.family import Dice, Family, Outcome, extras
 from rb_jax.data.reasonworld.language import article, number
-from rb_jax.data.reasonworld.scene import Real, Scene, Thing
+from rb_jax.data.reasonworld.render import OUTDOORS
+from rb_jax.data.reasonworld.scene import GROUND, Real, Scene, Thing
 
 FOOT = GROUND + 0.07
 

@@ -1,8 +1,9 @@
 """Temporal hypotheses: burning down, growing, night falling, ripening, thawing."""
 
-from rb_jax.data.reasonworld.family import GROUND, INDOORS, OUTDOORS, Dice, Family, Outcome, extras
+from rb_jax.data.reasonworld.family import Dice, Family, Outcome, extras
 from rb_jax.data.reasonworld.language import article, number, plural
-from rb_jax.data.reasonworld.scene import Real, Scene, Thing
+from rb_jax.data.reasonworld.render import INDOORS, OUTDOORS
+from rb_jax.data.reasonworld.scene import GROUND, Real, Scene, Thing
 
 # candles: each burns one ring of wax an hour
 

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageFilter
 
+from rb_jax.config.sizes import CATEGORIES
 from rb_jax.data.reasonworld import causal, physical, story, temporal
 from rb_jax.data.reasonworld.canvas import HUES
-from rb_jax.data.reasonworld.family import CATEGORIES, Dice, Family, Outcome
+from rb_jax.data.reasonworld.family import Dice, Family, Outcome
 from rb_jax.data.reasonworld.language import plural
 from rb_jax.data.reasonworld.render import render
 from rb_jax.data.reasonworld.scene import Scene

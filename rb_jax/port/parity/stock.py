@@ -24,8 +24,8 @@ from transformers import (
     SamModel,
 )
 
-from rb_jax.models.encoders import vae
 from rb_jax.models.encoders.sam import Prompts
+from rb_jax.models.pixels import to_float
 from rb_jax.models.types import Conditioning
 from rb_jax.port.family import Part, read_json
 from rb_jax.port.parity.pair import (
@@ -92,13 +92,13 @@ def flux_theirs(stock: Any, part: Part, x: Inputs) -> Theirs:
 
 def vae_inputs(part: Part, stock: Any, rng: np.random.Generator) -> Inputs:
     config = part.model.autoencoder
-    down = 2 ** (len(config.channel_mult) - 1)
+    down = config.downsampling
     latents = normal(rng, ROWS, 4, 4, config.latent_channels)
     return {"images": pictures(rng, 4 * down), "latents": latents}
 
 
 def vae_ours(modules: Mapping[str, Any], part: Part, x: Inputs) -> Ours:
-    model, images = modules["autoencoder"], vae.to_float(x["images"])
+    model, images = modules["autoencoder"], to_float(x["images"])
     mean, log_variance = model.moments(images)
     latents = model.config.scale_factor * (mean - model.config.shift_factor)
     picture = model.decode(x["latents"])

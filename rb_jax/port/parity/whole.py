@@ -13,7 +13,7 @@ import torch
 
 from rb_jax.config import Config
 from rb_jax.data.pipeline.collate import OBJECT_TOKENS
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed
 from rb_jax.models.flow.training import row_keys
 from rb_jax.models.frce import no_cues
 from rb_jax.models.reasonbrain import ReasonBrain
@@ -66,8 +66,7 @@ def run_whole(
     twin = ReasonBrainTorch.from_pretrained(reference)
     differing = differing_model_keys(config, twin.config)
     if differing:
-        more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
-        raise InputError(f"{reference} is another model: {', '.join(differing[:8])}{more} differ")
+        raise InputError(f"{reference} is another model: {listed(differing)} differ")
     graph = definition(config)[0]
     params = {path: np.asarray(value, np.float32) for path, value in params.items()}
     given, key = random_inputs(config, np.random.default_rng(seed)), jax.random.key(seed)
@@ -81,7 +80,7 @@ def run_whole(
 
 
 def latent_side(config: Config) -> int:
-    return config.data.image_size // 2 ** (len(config.model.autoencoder.channel_mult) - 1)
+    return config.data.image_size // config.model.autoencoder.downsampling
 
 
 def random_inputs(config: Config, rng: np.random.Generator) -> Given:

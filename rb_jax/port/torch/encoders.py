@@ -1,4 +1,4 @@
-"""Pixels and words into the stock encoders: rb_jax/encoders/ over transformers and diffusers."""
+"""Pixels and words into the stock encoders: rb_jax/models/encoders/ over published packages."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rb_jax.config import Config, from_stored
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed, reason
 
 PARTS = (
     "config.json",
@@ -83,7 +83,7 @@ def load_stock(model: Any, folder: Path, **options: Any) -> Any:
             folder, output_loading_info=True, local_files_only=True, use_safetensors=True, **options
         )
     except Exception as error:  # what a stock library raises for a broken folder has no end
-        raise InputError(f"{folder}: {_one_line(error)}") from error
+        raise InputError(f"{folder}: {reason(error)}") from error
     problems = [f"missing {key}" for key in info["missing_keys"] if not UNUSED.fullmatch(key)]
     problems += [f"unexpected {key}" for key in info["unexpected_keys"]]
     problems += [_misshapen(*mismatch) for mismatch in info["mismatched_keys"]]
@@ -98,7 +98,7 @@ def load_adapter(llava: Any, folder: Path) -> PeftModel:
             warnings.simplefilter("ignore")
             loaded = PeftModel.from_pretrained(llava, folder, autocast_adapter_dtype=False)
     except Exception as error:
-        raise InputError(f"{folder}: {_one_line(error)}") from error
+        raise InputError(f"{folder}: {reason(error)}") from error
     stored = load_file(folder / "adapter_model.safetensors").keys()
     wanted = get_peft_model_state_dict(loaded).keys()
     problems = [f"missing {name}" for name in wanted - stored]
@@ -130,10 +130,4 @@ def _misshapen(name: str, shape: Iterable[int], expected: Iterable[int]) -> str:
 
 def _raise(path: Path, problems: list[str]) -> None:
     if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise InputError(f"{path}: {'; '.join(problems[:8])}{more}")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+        raise InputError(f"{path}: {listed(problems, '; ')}")

@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -192,8 +192,7 @@ def _parse_checksums(text: str | None, names: Iterable[str]) -> dict[str, int] |
         return {}
     try:
         table = json.loads(text)
-        # The first weights folders have numbers in place of hex digits.
-        values = {k: v if type(v) is int else int(v, 16) for k, v in table.items()}
+        values = {name: int(digits, 16) for name, digits in table.items()}
     except (ValueError, RecursionError, TypeError, AttributeError):
         return None
     return values if set(values) == set(names) else None
@@ -213,12 +212,6 @@ def refuse(path: Path, problems: list[str]) -> None:
     """Raises InputError with the problems of a file, if there are any."""
     if problems:
         raise InputError(f"{path}: {listed(problems, '; ')}")
-
-
-def listed(items: list[str], separator: str = ", ") -> str:
-    """The first few of them and how many more there are."""
-    more = len(items) - MAX_LISTED
-    return separator.join(items[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def show(value: Any) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, reason
 from rb_jax.weights.safetensors.header import (
     MAX_HEADER_BYTES,
     TensorInfo,
@@ -65,8 +65,9 @@ class TensorFiles(Mapping[str, TensorInfo]):
         try:
             return _open(path, allow_pickle)
         except OSError as error:
-            name, reason = error.filename or path, error.strerror or error
-            raise InputError(f"{name}: cannot be read ({reason})") from error
+            raise InputError(
+                f"{error.filename or path}: cannot be read ({reason(error)})"
+            ) from error
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._infos[name]

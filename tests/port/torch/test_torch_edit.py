@@ -21,7 +21,7 @@ from rb_jax.errors import InputError  # noqa: E402
 from rb_jax.port.torch import ReasonBrainTorch  # noqa: E402
 from rb_jax.port.torch.records import batch_of  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.parity import exported  # noqa: E402
+from tests.port.parity import exported  # noqa: E402
 
 # PEFT asks transformers for an attribute under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -9,7 +9,8 @@ import pytest
 
 from rb_jax.config import Config, ConfigError, DataConfig
 from rb_jax.data.importers.importing import import_dataset
-from rb_jax.data.pipeline import buckets, loader, mixture
+from rb_jax.data.inputs import buckets
+from rb_jax.data.pipeline import loader, mixture
 from rb_jax.errors import InputError
 from tests.data import edits
 

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration  # noqa: E402
 from rb_jax.port.exporting import export_checkpoint  # noqa: E402
 from rb_jax.port.importing import import_checkpoint  # noqa: E402
 from rb_jax.port.parity import compare  # noqa: E402
-from tests.parity import check, stock  # noqa: E402
+from tests.port.parity import check, stock  # noqa: E402
 
 
 def test_gradients(tmp_path):

@@ -8,7 +8,7 @@ pytest.importorskip("diffusers")
 
 from rb_jax.port.exporting import export_checkpoint  # noqa: E402
 from rb_jax.port.importing import import_checkpoint  # noqa: E402
-from tests.parity import check, stock  # noqa: E402
+from tests.port.parity import check, stock  # noqa: E402
 
 
 def test_gradients(tmp_path):

@@ -23,7 +23,7 @@ from rb_jax.models.encoders.sam.pixels import (
 )
 from rb_jax.weights.params import merge
 from tests import tiny
-from tests.parity.sam_weights import convert, our_path
+from tests.port.parity.sam_weights import convert, our_path
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

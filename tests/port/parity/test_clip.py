@@ -17,7 +17,7 @@ from rb_jax.port.component import open_component  # noqa: E402
 from rb_jax.port.exporting import export_checkpoint  # noqa: E402
 from rb_jax.port.importing import import_checkpoint  # noqa: E402
 from rb_jax.port.parity import compare  # noqa: E402
-from tests.parity import check, stock  # noqa: E402
+from tests.port.parity import check, stock  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from rb_jax.errors import InputError  # noqa: E402
 from rb_jax.port.exporting import export_checkpoint  # noqa: E402
 from rb_jax.port.importing import import_checkpoint  # noqa: E402
 from rb_jax.port.parity import compare  # noqa: E402
-from tests.parity import check, stock  # noqa: E402
+from tests.port.parity import check, stock  # noqa: E402
 
 
 def test_gradients(tmp_path):

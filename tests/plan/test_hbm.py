@@ -1,7 +1,7 @@
 import pytest
 
 from rb_jax.plan import hlo
-from rb_jax.plan.traffic import hbm_bytes
+from rb_jax.plan.hbm import hbm_bytes
 
 TEXT = """HloModule m
 

@@ -28,7 +28,7 @@ from rb_jax.port.torch import ReasonBrainTorch, sampling  # noqa: E402
 from rb_jax.weights import folder as weights  # noqa: E402
 from rb_jax.weights.safetensors.reader import TensorFiles  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.parity import check, stock  # noqa: E402
+from tests.port.parity import check, stock  # noqa: E402
 
 # PEFT asks transformers for an attribute under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -26,7 +26,7 @@ from rb_jax.models.qformer import QFormer  # noqa: E402
 from rb_jax.models.reasonbrain import ReasonBrain  # noqa: E402
 from rb_jax.port.torch import ReasonBrainTorch, encoders, modules, records  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.parity import exported  # noqa: E402
+from tests.port.parity import exported  # noqa: E402
 
 # PEFT asks transformers for an attribute under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
