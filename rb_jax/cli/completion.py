@@ -90,7 +90,7 @@ def bash() -> str:
 
 
 def fish() -> str:
-    """A line a verb and a line a flag."""
+    """One line per verb and one per flag."""
     lines = ["complete -c rb-jax -f"]
     for group in dict.fromkeys(verb.split(" ")[0] for verb in VERBS):
         lines.append(f"complete -c rb-jax -n __fish_use_subcommand -a {group}")

@@ -54,7 +54,7 @@ class Candidate:
 
     @property
     def rate(self) -> float:
-        """Examples a chip and second."""
+        """Examples per chip and second."""
         return self.target.config.train.batch_size / self.target.topology.chips / self.seconds
 
 

@@ -1,4 +1,4 @@
-"""Grids of edited pictures: one row an example, its instruction beside the pictures."""
+"""Grids of edited pictures: one row per example, its instruction beside the pictures."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def edit_grid(
     """Draws the rows as one RGB picture.
 
     Each row is a card: category, instruction and score on the left, then one picture of ``size`` x
-    ``size`` pixels a column. A missing picture leaves an empty frame. ValueError without rows or
+    ``size`` pixels per column. A missing picture leaves an empty frame. ValueError without rows or
     columns, or with a picture that is not uint8 [S, S, 3].
     """
     if not rows or not columns:

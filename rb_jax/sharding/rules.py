@@ -50,7 +50,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # FLUX's parallel blocks: [q, k, v, mlp] side by side.
     ("mmdit/single_blocks/linear1/kernel", ("embed", "mlp")),
     ("mmdit/single_blocks/linear2/kernel", ("mlp", "embed")),
-    # Modulations multiply one row an example: the rows travel, the matrix stays where it is.
+    # Modulations multiply one row per example: the rows move, the matrix stays.
     ("mmdit/**/lin/kernel", (None, "stationary")),
     # Vocabularies.
     ("mllm/language_model/embed_tokens", ("vocab", "embed")),

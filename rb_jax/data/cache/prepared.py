@@ -1,6 +1,6 @@
 """A data set made ready once: rendered, tokenised, segmented, encoded, and memory-mapped.
 
-A folder holds one ``.npy`` file for each field of ``Batch``, one row an example, and
+A folder holds one ``.npy`` file for each field of ``Batch``, one row per example, and
 ``meta.json`` with the fingerprint of all that determined them.
 """
 

@@ -27,7 +27,7 @@ from rb_jax.data.inputs.images import decode_resized, picture_size
 from rb_jax.errors import InputError, reason
 from rb_jax.files import file_hash, to_json, whole_file, write_text, writing
 
-# One record a chunk, for random access; pictures are compressed already.
+# One record per chunk, for random access; pictures are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 TFDS_VERSION = f"{SCHEMA_VERSION}.0.0"
 TFDS_TEMPLATE = "{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}"
