@@ -14,11 +14,11 @@ class InputError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in one line: the system's words, or the exception's first line."""
+    """Why something failed, in one line: the system's words, or the beginning of the exception's."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def listed(items: Sequence[object], separator: str = ", ", limit: int = 8) -> str:

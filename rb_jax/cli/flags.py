@@ -161,9 +161,14 @@ class Flags:
 
     def _named(self, message: str) -> str:
         """absl's message, with the verb whose flag is meant."""
-        if "Unknown command line flag" in message:
-            return f"{message.strip()} rb-jax {self.verb} --help lists flags"
-        return message
+        found = re.match(
+            r"Unknown command line flag '(.*?)'(?:\. Did you mean: (.*?) \?)?", message
+        )
+        if not found:
+            return message
+        flag, near = found.groups()
+        meant = f"; did you mean --{near.replace(', ', ' or --')}?" if near else ""
+        return f"unknown flag --{flag}{meant} (rb-jax {self.verb} --help lists them)"
 
     def help(self) -> str:
         """The verb's text and its flags, in the order in which they were defined."""

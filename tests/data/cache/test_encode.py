@@ -148,7 +148,7 @@ def test_other_ingredients_are_refused(place, tmp_path):
         cache.check(cached_config(place, data__image_size=64))
     with pytest.raises(InputError, match="model.text.layers"):
         cache.check(cached_config(place, model__text__layers=1))
-    with pytest.raises(InputError, match="no finished feature cache; splits in this folder: train"):
+    with pytest.raises(InputError, match="no such manifest; splits in this folder: train"):
         FeatureCache(place / "cache", "val")
 
 

@@ -71,9 +71,9 @@ def test_missing_things_are_named(copy):
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("schema", 9, "schema version 9"),
+        ("schema", 9, "schema 9"),
         ("examples", 12, "do not add up"),
-        ("split", "val", "names of split"),
+        ("split", "val", "name of the split"),
         ("shards", 3, "damaged manifest"),
         ("shards", [{}], "damaged manifest"),
         ("shards", None, "damaged manifest"),
