@@ -18,6 +18,7 @@ from PIL import Image
 
 from rb_jax.checkpoint.stored import load_weights
 from rb_jax.config import Config
+from rb_jax.config.schema import MAX_STEPS
 from rb_jax.data.formats.schema import EditExample
 from rb_jax.data.inputs.images import Picture, as_pixels, to_source_size, to_square
 from rb_jax.data.pipeline.loader import Collator
@@ -29,7 +30,6 @@ from rb_jax.runtime.compiling import compiled
 from rb_jax.runtime.logging import LOG
 from rb_jax.weights.params import Params, cast_params, definition, merge
 
-MAX_STEPS = 1000
 # The shipped codec gives back ReasonWorld pictures better than this (dB), photographs worse.
 FAMILIAR_PSNR = 25.5
 
@@ -90,6 +90,7 @@ class Editor:
             kind = type(instruction).__name__
             raise InputError(f"the instruction must be a text, got {kind}: {instruction!r:.60}")
         pixels = as_pixels(image)
+        self.collate.check_texts([("", instruction)])
         square = to_square(pixels, self.config.data.image_size)
         example = EditExample("", "", instruction, tuple(objects), square, None, None)
         codec = self.reconstruct(square[None])[0]
@@ -118,14 +119,9 @@ class Editor:
         """Edits square pictures of the model's size; row i's noise depends on seed and i alone."""
         flow = self.config.flow
         steps = flow.steps if steps is None else steps
-        if not 1 <= steps <= MAX_STEPS:
-            raise InputError(f"steps must be between 1 and {MAX_STEPS}, got {steps}")
         guidance = flow.guidance if guidance is None else guidance
         true_cfg = flow.true_cfg if true_cfg is None else true_cfg
-        check_seed(seed)
-        for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
-            if not 0 <= value <= 100:
-                raise InputError(f"{name} must be between 0 and 100, got {value}")
+        check_sampling(seed, steps, guidance, true_cfg)
         if self.config.model.regions.encoder == "sam":
             sam, collate = merge(self._graphdef, self._params).sam, self.collate
             examples = [with_regions(sam, e, collate.grid, collate.max_regions) for e in examples]
@@ -157,10 +153,23 @@ class Editor:
         return self._programs[key](self._params, *args)
 
 
-def check_seed(seed: int) -> None:
-    """InputError for a seed that JAX would take for another, or not at all."""
+def check_sampling(
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    true_cfg: float | None = None,
+) -> None:
+    """InputError for a setting that the sampler cannot have; None stands for the model's own.
+
+    JAX would take other seeds for another one, or not at all.
+    """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be between 0 and {2**32 - 1}, got {seed}")
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"steps must be between 1 and {MAX_STEPS}, got {steps}")
+    for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
+        if value is not None and not 0 <= value <= 100:
+            raise InputError(f"{name} must be between 0 and 100, got {value}")
 
 
 def _sample(

@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in one line: the system's words, or the beginning of the exception's."""
+    """Why something failed, in one line: the system's words, or the exception's first ones."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, reason
 from rb_jax.runtime import exits
 from rb_jax.runtime.exits import RunError
 
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``train`` has more (docs/reliability.md).
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a path may have letters that a terminal lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with ExitStack() as stack:
         # Ahead of the slow imports: a training that is stopped before it begins says so.
         takeover = exits.installed if words[:1] == ["train"] else exits.interruptible
@@ -77,19 +81,29 @@ def _main(words: list[str]) -> int:
         return _fail(str(error))
     except RunError as error:
         return _fail(str(error), error.status)
+    except exits.Terminated:
+        return _fail("terminated", 143)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes it at its end)
         return 1
+    except MemoryError as error:
+        return _fail(f"not enough memory: {reason(error)}")
+    except OSError as error:
+        if not error.filename:  # then it may be stdout that failed
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the end)
+        place = f"{str(error.filename)[:100]}: " if error.filename else ""
+        return _fail(f"{place}{reason(error)}")
 
 
 def _without_a_verb(words: list[str]) -> int:
     if words == ["--version"]:
         print(f"rb_jax {version()}")
         return 0
-    if len(words) > 1:  # rb-jax help VERB
-        return _main([*words[1:], "--help"])
+    verb = [word for word in words if word not in HELP]
+    if verb:  # rb-jax help VERB
+        return _main([*verb, "--help"])
     print(usage())
     return 0 if words else 2
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rb_jax.cli.flags import Flags
+from rb_jax.errors import InputError
 
 
 def define(flags: Flags) -> None:
@@ -20,9 +21,18 @@ def define(flags: Flags) -> None:
 
 
 def run(flags: Flags) -> int:
-    from rb_jax.eval.demo import demo
+    from rb_jax.cli import train
+    from rb_jax.eval.demo import demo, training_command
     from rb_jax.files import check_writable
 
     check_writable(Path(flags.out))
-    demo(Path(flags.out), flags.count, [f"--config.{each}" for each in flags.set])
+    if flags.count < 1:
+        raise InputError("--count must be at least 1")
+    overrides = [f"--config.{each}" for each in flags.set]
+    command = training_command(Path(flags.out), overrides)
+    training = Flags("train", command[1:])
+    train.define(training)
+    training.parse()
+    training.checked_config()
+    demo(Path(flags.out), flags.count, overrides)
     return 0

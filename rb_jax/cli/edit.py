@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rb_jax.cli.flags import Flags
+from rb_jax.errors import InputError
 
 
 def define(flags: Flags) -> None:
@@ -24,9 +25,13 @@ def run(flags: Flags) -> int:
     import numpy as np
 
     from rb_jax.data.inputs.images import check_writable, open_image, save_image
-    from rb_jax.editor import Editor
+    from rb_jax.data.inputs.text import EMPTY_INSTRUCTION
+    from rb_jax.editor import Editor, check_sampling
 
     check_writable(flags.out)
+    if not flags.instruction.strip():
+        raise InputError(EMPTY_INSTRUCTION)
+    check_sampling(**flags.sampled())
     pixels = open_image(Path(flags.image))
     editor = Editor.from_pretrained(flags.checkpoint)
     edited = editor.edit(pixels, flags.instruction, **flags.sampled())

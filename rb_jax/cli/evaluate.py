@@ -19,12 +19,13 @@ def define(flags: Flags) -> None:
 
 
 def run(flags: Flags) -> int:
-    from rb_jax.editor import Editor
+    from rb_jax.editor import Editor, check_sampling
     from rb_jax.eval.evaluate import check_choice, evaluate, score_table, write_evaluation
     from rb_jax.files import check_writable
 
     check_writable(Path(flags.out))
     check_choice(flags.split, flags.count)
+    check_sampling(**flags.sampled())
     editor = Editor.from_pretrained(flags.checkpoint)
     report, edits = evaluate(editor, flags.split, flags.count, **flags.sampled())
     write_evaluation(flags.out, report, edits)

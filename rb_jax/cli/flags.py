@@ -27,6 +27,10 @@ class Flags:
     def __init__(self, verb: str, argv: Sequence[str], text: str = ""):
         self.verb, self.text = verb, text
         self.argv = [_underscored(word) for word in argv]
+        for word in self.argv:
+            if any("\ud800" <= letter <= "\udfff" for letter in word):
+                shown = word.encode("ascii", "backslashreplace").decode()
+                raise InputError(f"{shown:.80}: is not UTF-8 (or set LANG=C.UTF-8)")
         self.values = absl_flags.FlagValues()
         self.required: list[str] = []
         self.takes_config = False
@@ -124,7 +128,8 @@ class Flags:
                 f"unexpected argument {rest[0]!r}; rb-jax {self.verb} --help lists flags"
             )
         for name in self.required:
-            if self.values[name].value is None:
+            value = self.values[name].value
+            if value is None or (value in ("", [], [""]) and name != "instruction"):
                 raise InputError(f"rb-jax {self.verb} needs --{name}")
         for name in self.values:
             value = self.values[name].value if name != "instruction" else None

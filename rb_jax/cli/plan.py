@@ -49,9 +49,16 @@ def run(flags: Flags) -> int:
 
     for name in ("json", "report"):
         if path := getattr(flags, name):
+            if Path(path).is_dir():
+                raise InputError(f"--{name}={path}: is a folder; give the path of a file")
             if not Path(path).resolve().parent.is_dir():
                 raise InputError(f"--{name}={path}: no such folder")
             check_writable(Path(path).resolve().parent)
+    if flags.save:
+        check_writable(Path(flags.save).resolve())
+    for name, least in (("compiles", 1), ("batch_per_chip", 0), ("slices", 1)):
+        if getattr(flags, name) < least:
+            raise InputError(f"--{name} must be at least {least}")
     config, rows = flags.checked_config(), []
 
     def take(row: Row) -> None:

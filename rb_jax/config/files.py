@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, refuse_url
 
 
 def folder() -> Path:
@@ -58,6 +58,7 @@ def load(spec: str, preset: str = "") -> ml_collections.ConfigDict:
 
     Raises InputError, in one line, for whatever is wrong with the file or the preset.
     """
+    refuse_url("--config", spec.removeprefix("from_checkpoint:"))
     name, _, own = spec.partition(":")
     module, preset = load_module(name), preset or own
     get_config = module.get_config
@@ -79,9 +80,12 @@ def _run(function: Callable[[], Any], path: Path) -> Any:
         return function()
     except InputError:
         raise
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file may even end the interpreter
         here = path.resolve()
         frames = traceback.extract_tb(error.__traceback__)
         frames = [frame for frame in frames if Path(frame.filename).resolve() == here]
-        line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else "")
-        raise InputError(f"{path}:{line}: {type(error).__name__}: {error}") from None
+        line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else None)
+        place = f"{path}:{line}" if line else str(path)
+        raise InputError(f"{place}: {type(error).__name__}: {error}") from None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
+from itertools import chain
 from typing import ClassVar
 
 from rb_jax.errors import InputError
+
+MAX_INTEGER = 2**31 - 1  # what a 32-bit counter on a device holds
 
 
 class ConfigError(InputError):
@@ -25,8 +29,18 @@ class Group:
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from ()
 
+    def numbers(self) -> Iterator[tuple[str, str]]:
+        """Those that no computation could use."""
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    yield field.name, f"must be a finite number, got {number}"
+                if isinstance(number, int) and abs(number) > MAX_INTEGER:
+                    yield field.name, f"must be at most {MAX_INTEGER}, got {number}"
+
     def __post_init__(self):
-        for key, why in self.problems():
+        for key, why in chain(self.numbers(), self.problems()):
             place = f"{self.place}.{key}" if self.place else key
             raise ConfigError(f"config.{place}: {why}")
 

@@ -17,6 +17,9 @@ from rb_jax.config.remat import parse
 
 # (1 - b2) g^2 must be more than half of bfloat16's last bit of the moment it is added to.
 MAX_BFLOAT16_B2 = 0.99
+MAX_STEPS = 1000  # of the sampler
+MAX_IMAGE_SIZE = 16_384  # pixels a side
+MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class FlowConfig(Group):
         if self.guidance_range[0] > self.guidance_range[1]:
             yield "guidance_range", "low > high"
         yield from at_least_one(self, "steps")
+        yield from not_negative(self, "guidance", "true_cfg")
+        if self.steps > MAX_STEPS:
+            yield "steps", f"must be at most {MAX_STEPS}, got {self.steps}"
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,15 @@ class DataConfig(Group):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         records, bucketed = self.name == "records", bool(self.buckets or self.bucket_count)
-        yield from at_least_one(self, "count")
-        yield from not_negative(self, "workers", "bucket_count")
+        yield from at_least_one(self, "count", "image_size")
+        yield from not_negative(self, "workers", "bucket_count", "seed")
+        if self.image_size > MAX_IMAGE_SIZE:
+            yield "image_size", f"must be at most {MAX_IMAGE_SIZE}, got {self.image_size}"
+        if self.workers > MAX_WORKERS:
+            yield "workers", f"must be at most {MAX_WORKERS}, got {self.workers}"
+        for key in ("split", "val_split"):
+            if not (name := getattr(self, key)) or "/" in name or "\0" in name or name[0] == ".":
+                yield key, f"{name!r} is not the name of a split"
         if self.name in ("folder", "records", "cache") and not self.path and not self.mix:
             also = ", or data.mix" if records else ""
             yield "path", f"data.name={self.name!r} needs the path of its folder{also}"
@@ -140,6 +153,13 @@ class OptimizerConfig(Group):
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        yield from not_negative(self, "learning_rate", "warmup_steps", "eps", "weight_decay")
+        yield from not_negative(self, "clip_norm")
+        for key in ("b1", "b2", "momentum"):
+            if not 0 <= getattr(self, key) < 1:
+                yield key, f"must be in [0, 1), got {getattr(self, key)}"
+        if not 0 <= self.final_fraction <= 1:
+            yield "final_fraction", f"must be in [0, 1], got {self.final_fraction}"
         if self.spike_factor and self.spike_factor <= 1:
             yield "spike_factor", f"must be 0 (off) or more than 1, got {self.spike_factor}"
         if not 0 <= self.decay_fraction <= 1:
@@ -189,6 +209,8 @@ class TrainConfig(Group):
         yield from not_negative(
             self, "keep_checkpoints", "keep_every", "step_timeout", "max_skipped", "steps"
         )
+        yield from not_negative(self, "seed", "eval_examples")
+        yield from not_negative(self, "mllm_loss_weight", "flow_loss_weight", "kl_weight")
         if not 0 <= self.ema_decay < 1:
             yield "ema_decay", "must be in [0, 1)"
         if self.accumulation < 1 or self.batch_size % self.accumulation:
@@ -216,6 +238,12 @@ class MeshConfig(Group):
     context: int = 1
     slices: int = 1
     frozen: Literal["auto", "sharded", "replicated"] = "auto"
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for key in ("data", "fsdp", "tensor", "context"):
+            if (size := getattr(self, key)) < 1 and size != -1:
+                yield key, f"must be at least 1, or -1 for all that are left, got {size}"
+        yield from at_least_one(self, "slices")
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,13 @@ from rb_jax.eval.reasonworld import score_edit
 from rb_jax.eval.report import ReportData, StageParameters, write_report
 from rb_jax.files import to_json, write_text
 from rb_jax.report.grids import GridRow
+from rb_jax.runtime.exits import RunError, Terminated
 from rb_jax.train.metrics import read_lines
 from rb_jax.weights.folder import resolve
 
 SPLITS = ("test", "test_unseen")
 PICTURES_A_CATEGORY = 4
+GRACE = 5.0  # seconds in which a process that was interrupted ends by itself
 # A short run: fewer scenes and steps than the shipped model's, everything else the same.
 OVERRIDES = (
     "--config.data.count=3072",
@@ -56,8 +58,7 @@ def demo(out: Path, count: int, overrides: Sequence[str] = ()) -> Path:
     """Fills the folder ``out``; the report's path. ``overrides`` are flags of ``rb-jax train``."""
     out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    run = out / "run"
-    command = ["train", "--config=reasonworld", f"--workdir={run}", *OVERRIDES, *overrides]
+    run, command = out / "run", training_command(out, overrides)
     seconds = _step("1/4  Train from scratch", command, out / "train.json")
     scores = {}
     for split in SPLITS:
@@ -73,17 +74,43 @@ def demo(out: Path, count: int, overrides: Sequence[str] = ()) -> Path:
     return report
 
 
+def training_command(out: Path, overrides: Sequence[str]) -> list[str]:
+    """The words after ``rb-jax`` that train the demo's model."""
+    return ["train", "--config=reasonworld", f"--workdir={out / 'run'}", *OVERRIDES, *overrides]
+
+
 def _step(title: str, arguments: Sequence[str], stamp: Path) -> float:
     """Runs rb-jax in a process of its own; the seconds of the run that did the work."""
     print(f"== {title}\n   rb-jax {' '.join(arguments)}", flush=True)
     before = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "rb_jax", *arguments], check=True)
+    _run([sys.executable, "-m", "rb_jax", *arguments])
     seconds = time.perf_counter() - before
     if stamp.exists():
         # A finished run only says so; what counts is how long it took when it ran.
         seconds = max(seconds, json.loads(stamp.read_text())["seconds"])
     write_text(stamp, to_json({"seconds": seconds}))
     return seconds
+
+
+def _run(command: Sequence[str]) -> None:
+    """Waits for a process, and takes it along when this one is stopped.
+
+    Raises RunError, with its status, when it fails: it has said why.
+    """
+    with subprocess.Popen(command) as child:
+        try:
+            status = child.wait()
+        except BaseException as error:
+            # Ctrl-C in a terminal goes to both; anything else to this process alone.
+            if not isinstance(error, KeyboardInterrupt) or isinstance(error, Terminated):
+                child.terminate()
+            try:
+                child.wait(timeout=GRACE)
+            except subprocess.TimeoutExpired:
+                child.terminate()
+            raise
+    if status:
+        raise RunError(status if status > 0 else 128 - status, "the demo ends with that")
 
 
 def _evaluate(title: str, folder: Path, run: Path, split: str, count: int) -> None:

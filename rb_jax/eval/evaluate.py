@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from rb_jax.data.inputs.images import open_image, save_image
 from rb_jax.data.pipeline.loader import from_world
 from rb_jax.data.reasonworld import CATEGORIES, Example, ReasonWorld
-from rb_jax.editor import Editor, check_seed
+from rb_jax.editor import Editor, check_sampling
 from rb_jax.errors import InputError
 from rb_jax.eval.reasonworld import EditScore, score_edit, summarize
 from rb_jax.files import to_json, write_text
@@ -66,7 +66,7 @@ def edit_all(examples: Sequence[Example], edit: Edit, label: str) -> list[Scored
 
 def with_editor(editor: Editor, seed: int = 0, **settings: Any) -> Edit:
     """The model as an ``Edit``; each batch draws noise of its own from ``seed``."""
-    check_seed(seed)
+    check_sampling(seed)
 
     def edit(examples: Sequence[Example], start: int) -> UInt8[np.ndarray, "B S S 3"]:
         batch_seed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])

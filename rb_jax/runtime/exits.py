@@ -28,6 +28,10 @@ class RunError(Exception):
         self.status = status
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: cleans up as ctrl-C does."""
+
+
 class Signals:
     """SIGTERM and SIGINT, also seen by a thread, since the main one may be inside a compiler.
 
@@ -72,37 +76,46 @@ class Signals:
 
 @contextmanager
 def interruptible(grace: float = 5.0) -> Iterator[None]:
-    """Lets ctrl-C end a body even while the main thread is inside a compiler.
+    """Lets ctrl-C and SIGTERM end a body even while the main thread is inside a compiler.
 
-    The first one raises KeyboardInterrupt as ever, which cleans up. If the main thread has not come
-    to that within ``grace`` seconds, or at the second one, the process ends at once with 130.
+    The first one raises KeyboardInterrupt (Terminated for SIGTERM), which cleans up. If the main
+    thread has not come to that within ``grace`` seconds, or at the second one, the process ends at
+    once with 130 (143).
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     seen, over = 0, threading.Event()
 
-    def end() -> None:
+    words = {signal.SIGINT: (b"interrupted", 130), signal.SIGTERM: (b"terminated", 143)}
+
+    def end(number: int) -> None:
         if over.is_set():
             return
-        os.write(2, b"rb-jax: interrupted\n")
-        os._exit(STATUS[signal.SIGINT])
+        word, status = words[signal.Signals(number)]
+        os.write(2, b"rb-jax: " + word + b"\n")
+        os._exit(status)
 
     def see(number: int) -> None:
         nonlocal seen
-        if number == signal.SIGINT:
+        if number in words:
             seen += 1
             if seen > 1:
-                end()
-            timer = threading.Timer(grace, end)
+                end(number)
+            timer = threading.Timer(grace, end, (number,))
             timer.daemon = True
             timer.start()
 
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
     with _watching(see):
+        handler = signal.signal(signal.SIGTERM, terminate)
         try:
             yield
         finally:
             over.set()
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

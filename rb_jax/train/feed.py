@@ -96,6 +96,15 @@ def train_batches(
     return ready.batches(config.train.batch_size, data.seed, step, rows)
 
 
+def check_data(config: Config) -> None:
+    """InputError when a data set that training and its evaluation read is not there or broken."""
+    for split in (config.data.split, config.data.val_split):
+        if config.data.name == "cache":
+            FeatureCache(config.data.path, split).check(config)
+        elif config.data.name != "synthetic":
+            loader.open_checked(config, split, loader.Collator(config))
+
+
 def streamed(
     config: Config, split: str, step: int = 0, rows: Int[np.ndarray, " R"] | None = None
 ) -> Iterator[AnyBatch]:

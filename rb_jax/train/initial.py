@@ -19,6 +19,14 @@ from rb_jax.weights.folder import (
 from rb_jax.weights.params import Params, check_weights, definition
 
 
+def check_sources(config: Config) -> None:
+    """InputError when the weights to start from are not there."""
+    for key in SHIPPED:
+        source = getattr(config.train, key)
+        if source and not resolve(source, SHIPPED[key]).exists():
+            raise InputError(f"config.train.{key}={source!r}: no such folder")
+
+
 def initial_weights(config: Config) -> Params:
     """What config.train.init_from or .autoencoder_from put in place of the random values.
 

@@ -35,7 +35,7 @@ from rb_jax.sharding.rules import param_shardings
 from rb_jax.train import feed
 from rb_jax.train.evaluation import Evaluator
 from rb_jax.train.guard import Guard
-from rb_jax.train.initial import initial_weights, whole_model
+from rb_jax.train.initial import check_sources, initial_weights, whole_model
 from rb_jax.train.metrics import Clock, RunLog, Window, peak_flops
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.profiler import Profiler
@@ -124,6 +124,9 @@ def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) ->
     mesh = make_mesh(config.mesh)
     check_batch_size(mesh, settings.batch_size)
     check_heads(mesh, config.model)
+    if not (workdir / "checkpoints").exists():  # a run that cannot begin leaves nothing
+        check_sources(config)
+        feed.check_data(config)
     watchdog = stack.enter_context(closing(Watchdog(settings.step_timeout)))
     kept = (settings.keep_checkpoints, settings.keep_every)
     manager = stack.enter_context(checkpoint.open_checkpoints(workdir, *kept))

@@ -1,10 +1,12 @@
 """The command line, in this process: exit codes, one line for bad input, nothing half-written."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "config.py").write_text("raise KeyError('what')")
     (tmp_path / "cut.py").write_text("def get_config():\n    return (")
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)")
     (tmp_path / "other.py").write_text("def get_config(): return {}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -141,6 +144,42 @@ BAD = {
         ["plan", "--config=flux", "--topology=v5p:2x2x1", "--report=no/plan.html"],
         "no/plan.html: no such folder",
     ),
+    "an empty output": (["data", "reasonworld", "--out="], "needs --out"),
+    "an empty workdir": ([*TRAIN[:2], "--workdir="], "needs --workdir"),
+    "a name that is too long": ([*TRAIN[:2], f"--workdir={'a' * 300}"], "File name too long"),
+    "bytes that are no text": ([*DATA[:2], "--out=d\udcff"], "is not UTF-8"),
+    "no instruction": ([*EDIT, "--instruction= "], "the instruction is empty"),
+    "no steps": ([*EDIT, "--steps=0"], "steps must be between 1 and"),
+    "guidance that is no number": ([*EDIT, "--guidance=nan"], "guidance must be between"),
+    "scoring without steps": (["evaluate", "--out=o", "--steps=0"], "steps must be between 1 and"),
+    "a rate that is no number": (
+        [*TRAIN, "--config.optimizer.learning_rate=nan"],
+        "config.optimizer.learning_rate: must be a finite number",
+    ),
+    "more examples than a counter holds": (
+        [*TRAIN, "--config.train.batch_size=1000000000000"],
+        "config.train.batch_size: must be at most",
+    ),
+    "a demo of no scenes": (["demo", "--out=d", "--count=0"], "--count must be at least 1"),
+    "a demo of another key": (["demo", "--out=d", "--set=nosuch=1"], "config.nosuch: no such key"),
+    "a bucket as configuration": (
+        ["train", "--config=from_checkpoint:gs://b/c", "--workdir=w"],
+        "--config=gs://b/c: must be a path",
+    ),
+    "a configuration that ends Python": (["train", "--config=ends.py", "--workdir=w"], "ends.py:1"),
+    "training on nothing": (
+        [*TRAIN, "--config.data.name=folder", "--config.data.path=nosuch"],
+        "nosuch: no such folder",
+    ),
+    "training from nothing": ([*TRAIN, "--config.train.init_from=nosuch"], "no such folder"),
+    "assembling nothing": (
+        ["assemble", "--config=reasonworld", "--parts=", "--out=o"],
+        "needs --parts",
+    ),
+    "a plan's rows in a folder": (
+        ["plan", "--config=flux", "--topology=v5p:2x2x1", "--json=folder"],
+        "--json=folder: is a folder",
+    ),
     "no such verbosity": ([*EDIT, "--verbosity=loud"], "verbosity"),
     "a completion for no shell": (["completion", "--shell=tcsh"], "tcsh"),
 }
@@ -162,6 +201,54 @@ def test_the_status_comes_through_when_the_message_cannot():
     command = [sys.executable, "-m", "rb_jax", "train", "--config=nothing.py"]
     with open("/dev/full", "w") as full:
         assert subprocess.run(command, stderr=full).returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has it")
+def test_a_full_disk_under_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "rb_jax", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=-1, text=True)
+    assert done.returncode == 2 and done.stderr == "rb-jax: No space left on device\n"
+
+
+def test_letters_that_a_terminal_lacks_do_not_end_the_work():
+    command = [sys.executable, "-m", "rb_jax", "data", "reasonworld", "--out=\u00e9", "--count=1"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, env=ascii_only, capture_output=True, text=True)
+    assert done.returncode == 0 and "\\xe9" in done.stdout
+
+
+def test_terminated_verbs_leave_nothing(folder):
+    """As ctrl-C, which cleans up; only training has more to do."""
+    command = [
+        sys.executable,
+        "-m",
+        "rb_jax",
+        "data",
+        "reasonworld",
+        "--out=set",
+        "--count=9999999",
+    ]
+    with subprocess.Popen(command, stderr=-1, text=True) as child:
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("set/.*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child.terminate()
+        assert child.stderr is not None and "rb-jax: terminated\n" in child.stderr.read()
+    assert child.returncode == 143
+    assert not [path for path in folder.rglob(".*")]
+
+
+def test_a_stopped_demo_takes_its_training_along(folder):
+    command = [sys.executable, "-m", "rb_jax", "demo", "--out=d", "--set=data.count=64"]
+    with subprocess.Popen(command, stdout=-1, stderr=-2, text=True) as child:
+        assert child.stdout is not None
+        lines = iter(child.stdout.readline, "")
+        assert any(", workdir" in line for line in lines)  # the training says so
+        child.terminate()
+        rest = "".join(lines)
+    assert child.returncode == 143 and "Traceback" not in rest
+    assert "stopped by SIGTERM" in rest and rest.endswith("rb-jax: terminated\n")
 
 
 def test_usage(capsys):

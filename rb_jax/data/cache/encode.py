@@ -92,7 +92,7 @@ def cache_features(
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     if not 0 <= process_index < process_count:
-        raise InputError(f"process_index {process_index} is not below process_count")
+        raise InputError(f"process_index={process_index} is not below {process_count=}, from 0")
     config, params = load_weights(checkpoint)
     if config.data.inputs != "pixels" or config.train.task != "edit":
         raise InputError(f"{checkpoint}: has no encoders; give the weights of a whole model")

@@ -99,6 +99,7 @@ def read_manifest(
         splits = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) or "none"
         raise InputError(f"{path}: no such manifest; splits in this folder: {splits}")
     files = Files(folder)
+    files.find(path.name, "the manifest")
     records, wrong = [], Offenders()
     parse = parse_pictures if pictures_only else parse_record
     try:
@@ -109,7 +110,7 @@ def read_manifest(
             except InputError as error:
                 wrong.add(f"{place}: {error}")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
     wrong.check()
     if not records:
         raise InputError(f"{path}: the manifest has no lines; at least one example is needed")

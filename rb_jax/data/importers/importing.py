@@ -86,7 +86,7 @@ def import_dataset(
     """
     work = _plan(dataset, Path(source), Path(out), split, shard_examples, max_rejects)
     if not 0 <= process_index < process_count:
-        raise InputError(f"process_index must be in 0 .. {process_count - 1}, got {process_index}")
+        raise InputError(f"process_index={process_index} is not below {process_count=}, from 0")
     try:
         if _finished(work):
             return shards.read_manifest(work.out, work.split)

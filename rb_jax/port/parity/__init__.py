@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rb_jax.checkpoint.stored import load_weights
-from rb_jax.editor import check_seed
+from rb_jax.editor import check_sampling
 from rb_jax.errors import InputError
 from rb_jax.port.component import is_component, open_component
 from rb_jax.port.parity.report import Report, measured, picture_psnr
@@ -27,7 +27,7 @@ def compare(checkpoint: str | Path, reference: str | Path, seed: int = 0) -> Rep
     """
     import rb_jax.port.torch  # noqa: F401, says what to install
 
-    check_seed(seed)
+    check_sampling(seed)
     folder, reference = resolve(checkpoint), Path(reference)
     if is_component(folder):
         from rb_jax.port.parity.sides import run_part
