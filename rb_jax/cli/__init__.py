@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import io
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from rb_jax.errors import InputError, reason
 from rb_jax.runtime import exits
@@ -76,7 +78,10 @@ def _main(words: list[str]) -> int:
         module = importlib.import_module(f"rb_jax.cli.{VERBS[verb][0]}")
         flags = Flags(verb, rest, module.__doc__ or "")
         module.define(flags)
-        return module.run(flags) if flags.parse() else 0
+        if not flags.parse():
+            return 0
+        _spare_libtpu()
+        return module.run(flags)
     except InputError as error:
         return _fail(str(error))
     except RunError as error:
@@ -95,6 +100,14 @@ def _main(words: list[str]) -> int:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the end)
         place = f"{str(error.filename)[:100]}: " if error.filename else ""
         return _fail(f"{place}{reason(error)}")
+
+
+def _spare_libtpu() -> None:
+    """libtpu, installed for the planner, complains at length on a machine without accelerators."""
+    devices = ("accel*", "vfio/*", "nvidia*", "kfd")
+    there = any(any(Path("/dev").glob(name)) for name in devices)
+    if not there and importlib.util.find_spec("libtpu"):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _without_a_verb(words: list[str]) -> int:

@@ -17,7 +17,9 @@ from rb_jax.errors import InputError
 def define(flags: Flags) -> None:
     flags.string("out", "Folder to fill.", "out/demo")
     flags.integer("count", "Scenes to score in each split.", 64)
-    flags.repeated("set", "KEY=VALUE: a further value of the configuration, e.g. train.steps=20.")
+    flags.repeated(
+        "set", "KEY=VALUE: a further value of the configuration, such as train.steps=100"
+    )
 
 
 def run(flags: Flags) -> int:

@@ -1,6 +1,7 @@
 """Edits one picture; without --checkpoint by the small model that comes with the package.
 
 rb-jax edit --image=scene.png --instruction="What if the rope were cut?" --out=edited.png
+rb-jax edit --image=scene.png --instruction="What if it fell?" --objects=duck --out=edited.png
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ def define(flags: Flags) -> None:
     flags.string("instruction", "The hypothesis, e.g. 'What if it rained?'", required=True)
     flags.string(
         "out", "Where the edited picture goes; the suffix decides the format.", required=True
+    )
+    flags.words(
+        "objects",
+        "What the instruction names, comma-separated (default: found in it by rules).",
     )
     flags.string("checkpoint", "Weights folder, training workdir, or 'shipped'.", "shipped")
     flags.sampling()
@@ -34,7 +39,7 @@ def run(flags: Flags) -> int:
     check_sampling(**flags.sampled())
     pixels = open_image(Path(flags.image))
     editor = Editor.from_pretrained(flags.checkpoint)
-    edited = editor.edit(pixels, flags.instruction, **flags.sampled())
+    edited = editor.edit(pixels, flags.instruction, objects=flags.objects or (), **flags.sampled())
     save_image(Path(flags.out), np.asarray(edited))
     print(f"{flags.out}: {edited.width} x {edited.height} pixels")
     return 0

@@ -182,10 +182,12 @@ class Flags:
         lines = [f"rb-jax {self.verb}: {text[:1].lower()}{text[1:]}", "", "flags:"]
         for name in self.names():
             flag = self.values[name]
-            default = f" (default: {flag.default})" if flag.default not in (None, [], False) else ""
+            unset = flag.default is None or flag.default is False or flag.default == []
+            default = "" if unset else f" (default: {flag.default})"
             needed = " (required)" if name in self.required else ""
             indent = " " * 6
-            body = f"{flag.help}{default}{needed}"
+            text = flag.help.split(";\n")[0].strip()  # absl's own remarks are left out
+            body = f"{text}{default}{needed}"
             body = textwrap.fill(body, width, initial_indent=indent, subsequent_indent=indent)
             lines += [f"  --{name}", body]
         return "\n".join(lines)

@@ -79,7 +79,6 @@ def run(flags: Flags) -> int:
                 flags.program,
                 flags.batch_per_chip,
                 flags.save,
-                LOG.info,
                 take,
             )
     finally:  # what is done is worth minutes of compiling, whatever came after it

@@ -35,6 +35,7 @@ from rb_jax.eval.evaluate import (
 from rb_jax.eval.reasonworld import score_edit
 from rb_jax.eval.report import ReportData, StageParameters, write_report
 from rb_jax.files import to_json, write_text
+from rb_jax.models.types import STAGES
 from rb_jax.report.grids import GridRow
 from rb_jax.runtime.exits import RunError, Terminated
 from rb_jax.train.metrics import read_lines
@@ -201,4 +202,4 @@ def _stages(config: Config, params: Mapping[str, Any]) -> list[StageParameters]:
     for path, value in params.items():
         pair = counts.setdefault(path.split("/")[0], [0, 0])
         pair[path not in trainable] += int(np.prod(value.shape))
-    return [StageParameters(stage, *pair) for stage, pair in counts.items()]
+    return [StageParameters(stage, *counts[stage]) for stage in sorted(counts, key=STAGES.index)]

@@ -105,6 +105,8 @@ class Features:
 
 # The stages of the model that ``Features`` and latents come from.
 ENCODERS = ("vision", "text", "regions", "sam", "autoencoder")
+# All of them, in the order in which data passes.
+STAGES = (*ENCODERS, "frce", "mllm", "qformer", "cme", "projections", "mmdit")
 
 
 @record

@@ -23,6 +23,7 @@ from rb_jax.plan.analysis import Analysis
 from rb_jax.plan.compiling import CompileError, analyse
 from rb_jax.plan.topologies import Topology, parse
 from rb_jax.report.html import count
+from rb_jax.runtime.progress import working
 from rb_jax.sharding.mesh import abstract_mesh, check_batch_size, check_heads, mesh_shape
 from rb_jax.sharding.rules import bytes_per_device, param_shardings, state_shardings
 from rb_jax.train.optimizer import make_optimizer
@@ -174,7 +175,6 @@ def plan(
     what: str = "train",
     batch_per_chip: int = 0,
     save: str | Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
     take: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """A row for each topology, in the order of ``names``; raises InputError as ``target`` does.
@@ -184,9 +184,10 @@ def plan(
     targets = [target(config, name, slices, batch_per_chip) for name in names]
     rows = []
     for one in targets:
-        say(f"{one.topology.name}: compiling for {one.topology.chips} chips")
         folder = Path(save) / one.topology.name.replace(":", "-") if save else None
-        rows.append(compile_row(one, what, folder))
+        chips = one.topology.chips
+        with working(f"compiling for {one.topology.name}, {chips} chip{'s' * (chips > 1)}"):
+            rows.append(compile_row(one, what, folder))
         take(rows[-1])
     return rows
 

@@ -74,7 +74,7 @@ class LoggedProgress:
 @contextmanager
 def working(what: str, expected: float = 0.0) -> Iterator[None]:
     """Says that ``what`` begins, how many seconds it should take if known, and that it goes on."""
-    about = f", about {expected:.0f} s on this machine" if expected >= 2 else ""
+    about = f", about {expected:.0f} s where nothing else runs" if expected >= 2 else ""
     LOG.info("%s%s", what, about)
     ended, begin = threading.Event(), time.monotonic()
 

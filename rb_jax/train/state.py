@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rb_jax.config import Config, ConfigError
-from rb_jax.models.types import ENCODERS, record
+from rb_jax.models.types import ENCODERS, STAGES, record
 from rb_jax.paths import matches
 from rb_jax.sharding.mesh import AnyMesh
 from rb_jax.sharding.rules import state_shardings
@@ -137,6 +137,7 @@ def parameter_report(state: TrainState) -> str:
             row = rows.setdefault(path.split("/")[0], [0, 0, 0])
             row[column] += value.size
             row[2] += value.size * value.dtype.itemsize
+    rows = {stage: rows[stage] for stage in sorted(rows, key=STAGES.index)}
     rows["total"] = [sum(row[i] for row in rows.values()) for i in range(3)]
     width = max(len(name) for name in rows) + 2
     lines = [f"{'parameters':<{width}}{'trainable':>13}{'frozen':>13}{'bytes':>13}"]

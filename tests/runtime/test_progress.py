@@ -54,7 +54,7 @@ def test_a_wait_is_announced_and_remembered(said, monkeypatch):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.05)
     with working("compiling the step", 81.4):
         time.sleep(0.3)
-    assert said()[0] == "compiling the step, about 81 s on this machine"
+    assert said()[0] == "compiling the step, about 81 s where nothing else runs"
     assert said()[1].startswith("still compiling the step, ")
     count = len(said())
     time.sleep(0.2)
