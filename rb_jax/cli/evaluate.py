@@ -15,6 +15,7 @@ def define(flags: Flags) -> None:
     flags.string("split", "train, val, test or test_unseen.", "test")
     flags.integer("count", "Pictures to edit.", 256)
     flags.string("out", "Folder for scores.json, grid.png and the edits.", required=True)
+    flags.boolean("find_objects", "Find objects in the sentence, not where the world has them.")
     flags.sampling()
 
 
@@ -27,7 +28,9 @@ def run(flags: Flags) -> int:
     check_choice(flags.split, flags.count)
     check_sampling(**flags.sampled())
     editor = Editor.from_pretrained(flags.checkpoint)
-    report, edits = evaluate(editor, flags.split, flags.count, **flags.sampled())
+    report, edits = evaluate(
+        editor, flags.split, flags.count, find_objects=flags.find_objects, **flags.sampled()
+    )
     write_evaluation(flags.out, report, edits)
     print(score_table(report))
     print(f"{flags.out}/scores.json, {flags.out}/grid.png")

@@ -64,13 +64,19 @@ def edit_all(examples: Sequence[Example], edit: Edit, label: str) -> list[Scored
     return scored
 
 
-def with_editor(editor: Editor, seed: int = 0, **settings: Any) -> Edit:
-    """The model as an ``Edit``; each batch draws noise of its own from ``seed``."""
+def with_editor(editor: Editor, seed: int = 0, find_objects: bool = False, **settings: Any) -> Edit:
+    """The model as an ``Edit``; each batch draws noise of its own from ``seed``.
+
+    With ``find_objects`` the world does not say what the instruction names, as no user does.
+    """
     check_sampling(seed)
 
     def edit(examples: Sequence[Example], start: int) -> UInt8[np.ndarray, "B S S 3"]:
         batch_seed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
-        return editor.edit_batch([from_world(e) for e in examples], seed=batch_seed, **settings)
+        given = [from_world(e) for e in examples]
+        if find_objects:
+            given = [dataclasses.replace(e, objects=()) for e in given]
+        return editor.edit_batch(given, seed=batch_seed, **settings)
 
     return edit
 

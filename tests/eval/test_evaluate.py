@@ -51,6 +51,15 @@ def test_batches_draw_noise_of_their_own(editor):
     assert np.any(first != second)
 
 
+def test_objects_that_the_world_does_not_tell_are_found(editor, monkeypatch):
+    examples, given = E.open_world("test", E.BATCH, 32), []
+    monkeypatch.setattr(editor, "edit_batch", lambda batch, **_: given.append(batch))
+    for find in (False, True):
+        E.with_editor(editor, find_objects=find)(examples, 0)
+    assert [e.objects for e in given[0]] == [tuple(e.objects) for e in examples]
+    assert all(e.objects == () for e in given[1])
+
+
 def test_more_examples_than_a_batch_keep_their_order():
     examples = E.open_world("val", E.BATCH + 2, 32)
     sizes = []
