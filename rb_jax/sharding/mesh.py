@@ -68,9 +68,6 @@ def abstract_mesh(shape: Sequence[int], device: AbstractDevice | None = None) ->
 def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int, int, int]:
     """Sizes of the axes for ``count`` devices, the -1 filled; InputError with valid ones near."""
     sizes = [getattr(config, axis) for axis in AXES]
-    for axis, size in zip(AXES, sizes, strict=True):
-        if size < 1 and size != -1:
-            raise InputError(f"config.mesh.{axis}={size}: must be positive, or -1 to fill")
     if sizes[:2] == [-1, -1]:
         sizes[1] = _most_fsdp(count // config.slices, math.prod(max(n, 1) for n in sizes[2:]))
     if sizes.count(-1) > 1:

@@ -102,7 +102,7 @@ def test_parameters_are_shared_within_a_slice_and_by_at_most_64_devices():
         (dict(fsdp=3), 8, "may multiply to 2 or 4"),
         (dict(data=2, fsdp=2), 8, "are 4 devices and there are 8"),
         (dict(data=1, fsdp=-1, tensor=-1), 8, "only one axis can be -1"),
-        (dict(tensor=0), 8, "config.mesh.tensor=0: must be positive"),
+        (dict(tensor=0), 8, "config.mesh.tensor: must be at least 1"),
         (dict(data=3, slices=2), 3, "config.mesh.data=3: not a multiple"),
     ],
 )

@@ -183,7 +183,7 @@ def test_a_changed_source_does_not_go_on(tmp_path, monkeypatch):
         (dict(shard_examples=0), "shard_examples must be at least 1"),
         (dict(max_rejects=-1), "max_rejects must not be negative"),
         (dict(split="../x"), "not a name for a split"),
-        (dict(process_index=2, process_count=2), "process_index must be in 0 .. 1"),
+        (dict(process_index=2, process_count=2), "process_index=2 is not below process_count=2"),
         (dict(split="none"), "no manifest for split 'none'"),
     ],
 )
