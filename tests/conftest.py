@@ -6,6 +6,8 @@ import pytest
 
 from tests import quick
 
+# Nor should it take programs from the runs before, or leave any to the user.
+os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_COMPILATION_CACHE_DIR": "unused"}
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick.FLAGS}"
 
 

@@ -81,6 +81,10 @@ def _main(words: list[str]) -> int:
         if not flags.parse():
             return 0
         _spare_libtpu()
+        if "compilation_cache" in flags.values:
+            from rb_jax.runtime.compiling import keep_programs
+
+            keep_programs(flags.compilation_cache)
         return module.run(flags)
     except InputError as error:
         return _fail(str(error))

@@ -25,6 +25,7 @@ def define(flags: Flags) -> None:
     flags.string("split", "Split to encode.", "train")
     flags.integer("batch_size", "Examples encoded together.", 16)
     flags.job(shard_examples=256)
+    flags.compiling()
 
 
 def run(flags: Flags) -> int:

@@ -20,6 +20,7 @@ def define(flags: Flags) -> None:
     flags.repeated(
         "set", "KEY=VALUE: a further value of the configuration, such as train.steps=100"
     )
+    flags.compiling()
 
 
 def run(flags: Flags) -> int:

@@ -24,6 +24,7 @@ def define(flags: Flags) -> None:
     )
     flags.string("checkpoint", "Weights folder, training workdir, or 'shipped'.", "shipped")
     flags.sampling()
+    flags.compiling()
 
 
 def run(flags: Flags) -> int:

@@ -17,6 +17,7 @@ def define(flags: Flags) -> None:
     flags.string("out", "Folder for scores.json, grid.png and the edits.", required=True)
     flags.boolean("find_objects", "Find objects in the sentence, not where the world has them.")
     flags.sampling()
+    flags.compiling()
 
 
 def run(flags: Flags) -> int:

@@ -91,6 +91,13 @@ class Flags:
     def divided(self) -> dict[str, Any]:
         return self._given("shard_examples", "process_index", "process_count")
 
+    def compiling(self):
+        """Where compiled programs are kept."""
+        self.string(
+            "compilation_cache",
+            "Folder for compiled programs, or off (default: rb_jax in your cache folder).",
+        )
+
     def sampling(self):
         """What the sampler takes; ``sampled`` gives it back."""
         self.integer("steps", "Euler steps (default: the model's).")

@@ -20,6 +20,7 @@ def define(flags: Flags) -> None:
         "reference", "The PyTorch side: a stock folder, or --format=torch's.", required=True
     )
     flags.integer("seed", "Seed of the inputs.", 0)
+    flags.compiling()
 
 
 def run(flags: Flags) -> int:

@@ -25,6 +25,7 @@ def define(flags: Flags) -> None:
     flags.string("coordinator_address", f"HOST:PORT of the first of several processes {found}")
     flags.integer("num_processes", f"How many processes train together {found}")
     flags.integer("process_id", f"Which of them this is, from 0 {found}")
+    flags.compiling()
 
 
 def run(flags: Flags) -> int:

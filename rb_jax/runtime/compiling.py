@@ -1,17 +1,56 @@
-"""Compiling takes longest of all that happens before a first result, so it is announced."""
+"""Compiling takes longest of all that happens before a first result: it is announced and kept."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from rb_jax.errors import reason
+from rb_jax.runtime.logging import LOG
 from rb_jax.runtime.progress import working
 
 # Seconds of XLA for a line of the lowered program on two cores of a CPU: 1.3e-3 for the training
 # step of configs/reasonworld.py (34,000 lines), 1.0e-3 for its sampler (7,000).
 SECONDS_A_LINE = 1.2e-3
+
+
+CACHE_BYTES = 4 * 2**30  # at most, of the programs used last
+
+
+def keep_programs(where: str | None) -> None:
+    """Lets JAX keep what it compiles in a folder, where the next process finds it.
+
+    ``where`` is a folder or a bucket, ``off``, or None for ``rb_jax`` in the user's cache folder,
+    unless JAX_COMPILATION_CACHE_DIR names another. Several processes may share it. Call it before
+    anything is compiled.
+    """
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if where == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if where is None and named:
+        return
+    folder = where or str(user_cache() / "rb_jax" / "programs")
+    if "://" not in folder:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            LOG.warning("%s: compiled programs are not kept (%s)", folder, reason(error))
+            return
+        # The bound comes with a lock, without which two processes would write one file.
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def user_cache() -> Path:
+    """The user's cache folder, as the XDG base directories say."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(named) if os.path.isabs(named) else Path("~/.cache").expanduser()
 
 
 def compiled(

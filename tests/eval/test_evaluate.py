@@ -53,7 +53,12 @@ def test_batches_draw_noise_of_their_own(editor):
 
 def test_objects_that_the_world_does_not_tell_are_found(editor, monkeypatch):
     examples, given = E.open_world("test", E.BATCH, 32), []
-    monkeypatch.setattr(editor, "edit_batch", lambda batch, **_: given.append(batch))
+
+    def edit_batch(batch, **_):
+        given.append(batch)
+        return np.stack([e.source for e in batch])
+
+    monkeypatch.setattr(editor, "edit_batch", edit_batch)
     for find in (False, True):
         E.with_editor(editor, find_objects=find)(examples, 0)
     assert [e.objects for e in given[0]] == [tuple(e.objects) for e in examples]
