@@ -9,6 +9,7 @@ from typing import Any
 GIB = 2**30
 # What the child leaves in the job's folder.
 HLO, FACTS = "optimized.hlo", "facts.json"
+REFUSED = 2  # its exit status when not the compiler refused, but we did
 
 
 @dataclasses.dataclass

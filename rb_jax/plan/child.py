@@ -14,7 +14,7 @@ import numpy as np
 
 from rb_jax.errors import InputError
 from rb_jax.plan import topologies
-from rb_jax.plan.analysis import FACTS, HLO
+from rb_jax.plan.analysis import FACTS, HLO, REFUSED
 from rb_jax.runtime.jax_internals import allow_absent_cudnn
 from rb_jax.sharding import xla_flags
 
@@ -30,7 +30,7 @@ def main() -> int:
         text = " ".join(str(error).split())
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         print(f"rb_jax: {kind}{text[:600]}", file=sys.stderr)
-        return 1
+        return REFUSED if isinstance(error, InputError) else 1
     return 0
 
 

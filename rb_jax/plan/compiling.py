@@ -21,7 +21,7 @@ from typing import Any
 from rb_jax.errors import InputError, listed
 from rb_jax.files import locked
 from rb_jax.plan import bundles, hlo, timing, work
-from rb_jax.plan.analysis import FACTS, GIB, HLO, Analysis, show
+from rb_jax.plan.analysis import FACTS, GIB, HLO, REFUSED, Analysis, show
 from rb_jax.plan.collectives import Layout
 from rb_jax.plan.topologies import Topology, parse
 
@@ -197,7 +197,7 @@ def _reason(log: str, status: int) -> tuple[str, bool]:
     lines = [line for line in lines if not any(word in line for word in noise)]
     for line in lines:
         if line.startswith("rb_jax: "):
-            return line.removeprefix("rb_jax: "), True
+            return line.removeprefix("rb_jax: "), status == REFUSED
     for mark in ("Unknown command line flag", "RESOURCE_EXHAUSTED", "Error:", "F0000", "error:"):
         for line in reversed(lines):
             if mark in line:

@@ -127,6 +127,8 @@ def missing(chip: Chip) -> str:
 
 def _tpu_arguments(topology: Topology) -> dict[str, Any]:
     arguments: dict[str, Any] = {"topology_name": topology.name, "num_slices": topology.slices}
+    if topology.chips == topology.slices:  # a host of one chip, where four are usual
+        arguments["chips_per_host_bounds"] = (1, 1, 1)
     if topology.chip.name == "v4":
         arguments["chip_config_name"] = "megacore"
     return arguments

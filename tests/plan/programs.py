@@ -13,6 +13,18 @@ OUTER, INNER = 5, 3
 WIDE, NARROW, ROWS = 96, 64, 16
 
 
+def oversized(devices):
+    """A product whose result alone is 160 GB on one device, though its arguments are small."""
+    mesh = Mesh(np.array(devices), ("fsdp",))
+    whole = NamedSharding(mesh, PartitionSpec())
+    tall = jax.ShapeDtypeStruct((200_000, 128), jnp.float32, sharding=whole)
+    return (
+        jax.jit(lambda x: jnp.sort(x @ x.T, axis=0)[0])
+        .trace(tall)
+        .lower(lowering_platforms=("tpu",))
+    )
+
+
 def nested(devices):
     """A scan of scans on a 2 x 4 mesh: weights gathered over fsdp, the sum reduced over both."""
     mesh = Mesh(np.array(devices).reshape(2, 4), ("data", "fsdp"))

@@ -6,6 +6,7 @@ import pytest
 from rb_jax.errors import InputError
 from rb_jax.plan import bundles, compiling
 from rb_jax.plan.analysis import show
+from rb_jax.plan.planner import memory_needed
 from rb_jax.sharding.chips import CHIPS
 
 needs_libtpu = pytest.mark.skipif(
@@ -67,6 +68,15 @@ def test_a_saved_folder_reads_the_same_and_prints(analysis):
     text = show(result, top=3)
     assert "all-gather" in text and "mesh {'fsdp': 4}" in text
     assert all(line in text for line in result.assumptions)
+
+
+@needs_libtpu
+def test_what_does_not_fit_says_how_much_it_needs():
+    """In the compiler's own words of today, which the planner makes a row of."""
+    with pytest.raises(compiling.CompileError, match="v5p:2x2x1") as refused:
+        compiling.analyse("tests.plan.programs:oversized", "v5p:2x2x1")
+    needed = memory_needed(refused.value.log)
+    assert needed is not None and needed > 149
 
 
 @needs_libtpu

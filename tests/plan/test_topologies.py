@@ -1,3 +1,5 @@
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -81,3 +83,14 @@ print(missing(parse({name!r}).chip))
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
     )
     assert f"the extra {extra}: pip install '.{extra}'" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1", "v5e:2x4"])
+def test_the_compiler_knows_the_smallest_too(name):
+    script = (
+        f"from rb_jax.plan.topologies import devices, parse\nprint(len(devices(parse({name!r}))))"
+    )
+    alone = os.environ | {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    run = subprocess.run([sys.executable, "-c", script], env=alone, capture_output=True, text=True)
+    assert run.stdout.strip() == str(topologies.parse(name).devices), run.stderr[-2000:]
