@@ -37,5 +37,6 @@ def run(flags: Flags) -> int:
     train.define(training)
     training.parse()
     training.checked_config()
-    demo(Path(flags.out), flags.count, overrides)
+    cache = flags.compilation_cache
+    demo(Path(flags.out), flags.count, overrides, [f"--compilation_cache={cache}"] * bool(cache))
     return 0

@@ -55,16 +55,21 @@ OVERRIDES = (
 )
 
 
-def demo(out: Path, count: int, overrides: Sequence[str] = ()) -> Path:
-    """Fills the folder ``out``; the report's path. ``overrides`` are flags of ``rb-jax train``."""
+def demo(
+    out: Path, count: int, overrides: Sequence[str] = (), everywhere: Sequence[str] = ()
+) -> Path:
+    """Fills the folder ``out``; the report's path.
+
+    ``overrides`` are flags of ``rb-jax train``, ``everywhere`` of all its commands.
+    """
     out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    run, command = out / "run", training_command(out, overrides)
+    run, command = out / "run", training_command(out, [*overrides, *everywhere])
     seconds = _step("1/4  Train from scratch", command, out / "train.json")
     scores = {}
     for split in SPLITS:
         title = f"2/4  Restore the checkpoint, edit and score held-out scenes: {split}"
-        _evaluate(title, out / split, run, split, count)
+        _evaluate(title, out / split, run, split, count, everywhere)
         scores[split] = json.loads((out / split / "scores.json").read_text())
     print("== 3/4  Edit some of these scenes with the shipped model", flush=True)
     pictures = _pictures(out, scores["test"]["count"])
@@ -114,7 +119,9 @@ def _run(command: Sequence[str]) -> None:
         raise RunError(status if status > 0 else 128 - status, "the demo ends with that")
 
 
-def _evaluate(title: str, folder: Path, run: Path, split: str, count: int) -> None:
+def _evaluate(
+    title: str, folder: Path, run: Path, split: str, count: int, flags: Sequence[str]
+) -> None:
     """Scores a split, unless that was done since the weights were made."""
     done, newest = folder / "scores.json", (run / "weights" / "config.json").stat().st_mtime
     fresh = done.exists() and done.stat().st_mtime > newest
@@ -129,6 +136,7 @@ def _evaluate(title: str, folder: Path, run: Path, split: str, count: int) -> No
             f"--split={split}",
             f"--count={count}",
             f"--out={folder}",
+            *flags,
         ],
         folder.with_suffix(".json"),
     )
