@@ -145,15 +145,23 @@ class RunLog:
     Written by the first of several processes; the others' calls do nothing.
     Lines and events after ``step``, left by a run that was killed later than its last
     checkpoint, are dropped: they are about to be written again, and so is, with ``evaluates``,
-    the evaluation of that step.
+    the evaluation of that step. ``known_as`` is the workdir by its lasting name, for Weights &
+    Biases.
     """
 
-    def __init__(self, workdir: Path, step: int, evaluates: bool = False, wandb: str = ""):
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        evaluates: bool = False,
+        wandb: str = "",
+        known_as: str = "",
+    ):
         self.file = self.board = self.wandb = None
         if not is_primary():
             return
         workdir.mkdir(parents=True, exist_ok=True)
-        self.wandb = WandbBoard(wandb, workdir) if wandb else None
+        self.wandb = WandbBoard(wandb, workdir, known_as or str(workdir)) if wandb else None
         path = workdir / LINES
         kept = [row for row in read_lines(workdir) if row["step"] <= step]
         if evaluates:
@@ -180,6 +188,8 @@ class RunLog:
             os.fsync(self.file.fileno())
             self.file.close()  # a mounted bucket keeps a new file only once it is closed
             self.file = self.path.open("a", encoding="utf-8")
+        if self.board is not None:
+            self.board.flush()
 
     def image(self, name: str, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
         if self.board is not None:
