@@ -27,6 +27,8 @@ from rb_jax.files import file_hash
 if TYPE_CHECKING:
     import tensorstore
 
+AnyPath = Path | epath.Path
+
 # Scheme -> the package that reads it, and our extra that brings it.
 CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 THREADS = 16  # requests at a time
@@ -71,7 +73,7 @@ def _prepare_client(kind: str, where: str) -> None:
 
     for protocol in (kind, *(("gcs",) if kind == "gs" else ())):
         # Other processes, and tensorstore in this one, write behind the listing's back.
-        settings = fsspec.config.conf.setdefault(protocol, {})
+        settings: Any = fsspec.config.conf.setdefault(protocol, {})
         settings.setdefault("use_listings_cache", False)
 
 
@@ -99,7 +101,7 @@ def reaching(path: object) -> Iterator[None]:
         raise Unreachable(f"{path}: cannot be reached ({reason(error)})") from error
 
 
-def kvstore(folder: epath.Path) -> tensorstore.KvStore:
+def kvstore(folder: AnyPath) -> tensorstore.KvStore:
     """The keys below a folder, as tensorstore reads and writes them, also conditionally."""
     import tensorstore as ts
 
@@ -115,7 +117,7 @@ def kvstore_spec(path: str) -> dict[str, Any]:
     if kind == "gs":
         driver = os.environ.get("TENSORSTORE_GCS_BACKEND", "gcs")
         return {"driver": driver, "bucket": bucket, "path": key}
-    spec = {"driver": "s3", "bucket": bucket, "path": key}
+    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}
     # boto's clients read these themselves, tensorstore does not.
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -125,7 +127,7 @@ def kvstore_spec(path: str) -> dict[str, Any]:
     return spec
 
 
-def files(folder: epath.Path) -> dict[str, int]:
+def files(folder: AnyPath) -> dict[str, int]:
     """Path relative to ``folder`` -> size in bytes, of every file below it; {} if it is absent."""
     if not is_bucket(folder):
         found = {}
@@ -170,7 +172,7 @@ def copy_file(source: Any, target: Any) -> None:
         shutil.copyfileobj(reader, writer, PIECE_BYTES)
 
 
-def fetched(folder: epath.Path) -> Path:
+def fetched(folder: AnyPath) -> Path:
     """A copy of a bucket's folder on this machine, until the process ends; a local one itself.
 
     Raises Unreachable, and OSError when the disk is full.

@@ -17,6 +17,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -43,7 +44,7 @@ from rb_jax.runtime.processes import (
     say,
     wait_for_all,
 )
-from rb_jax.storage import is_bucket, place, reaching
+from rb_jax.storage import AnyPath, is_bucket, place, reaching
 
 FOLDER, FROZEN = "checkpoints", "frozen"
 PARAMS, EMA, OPTIMIZER, LOOP = "params", "ema", "optimizer", "loop"
@@ -116,8 +117,8 @@ class Checkpoints:
             self._commit.set_exception(self._not_written(step, error))
             return
         self.last = step
-        args = (self._commit, step, prints)
-        threading.Thread(target=self._watch, args=args, name="commit", daemon=True).start()
+        watched = (self._commit, step, prints)
+        threading.Thread(target=self._watch, args=watched, name="commit", daemon=True).start()
 
     def failed(self) -> bool:
         """Whether a write has failed, or another run has taken over; never waits."""
@@ -139,7 +140,8 @@ class Checkpoints:
     ) -> tuple[State, dict[str, Any]] | None:
         """The newest state that is all as it was saved, and the loop's record; None for neither.
 
-        Says what is wrong with newer ones, and puts these aside as ``<step>.damaged``. ``check``
+        Says what is wrong with newer ones, and puts these aside: a disk's as ``<step>.damaged``; a
+        bucket's, which cannot be renamed, lose the file that commits them. ``check``
         gets the configuration that made it, and may refuse. Raises InputError when there are
         checkpoints, but none is good, and as ``restore``.
         """
@@ -155,7 +157,7 @@ class Checkpoints:
                 self.last = below
                 return found
             damaged.append(below)
-        aside = is_primary() and any(DAMAGED in path.name for path in children(self.folder))
+        aside = is_primary() and any(_is_aside(path) for path in children(self.folder))
         if damaged or anywhere(aside):
             raise none_good(self.folder)
         return None
@@ -206,9 +208,7 @@ class Checkpoints:
         for step in damaged:
             say(f"step {step} cannot be used: continuing from step {good} instead")
             if is_primary():
-                aside = self.folder / f"{step}{DAMAGED}"
-                aside.rmtree(missing_ok=True)
-                (self.folder / str(step)).rename(aside)
+                _put_aside(self.folder / str(step))
         if damaged:
             self._orbax.reload()
         wait_for_all()
@@ -290,7 +290,9 @@ class Checkpoints:
         return f"the last good one is of step {left[-1]}" if left else "there is no earlier one"
 
 
-def open_checkpoints(workdir: str | Path, keep: int = 0, keep_every: int = 0) -> Checkpoints:
+def open_checkpoints(
+    workdir: str | os.PathLike[str], keep: int = 0, keep_every: int = 0
+) -> Checkpoints:
     """Those of a workdir, to be written by this run alone: what a killed one left half is removed.
 
     Raises InputError when another run is at work in it, RunError when it cannot be written.
@@ -317,7 +319,7 @@ def _begin(root: epath.Path, lock: Lock) -> None:
         for path in [*children(root / FOLDER), *children(root / FROZEN)]:
             if SAVING in path.name:
                 path.rmtree()
-            elif is_bucket(root) and _is_step(path.name) and not (path / COMMITTED).exists():
+            elif is_bucket(root) and _is_unfinished(path):
                 say(f"{path} was not finished, and is removed")
                 path.rmtree()
 
@@ -354,7 +356,7 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(handler_impl=ocp.BasePyTreeCheckpointHandler())
 
 
-def _atomicity(folder: epath.Path) -> Any:
+def _atomicity(folder: AnyPath) -> Any:
     """How Orbax tells a finished folder; it knows by itself for gs:// and disks."""
     if not str(folder).startswith("s3://"):
         return None
@@ -372,6 +374,28 @@ def _unfinished(parent: epath.Path, name: object) -> epath.Path:
     return parent / (f"{name}" if is_bucket(parent) else f"{name}{SAVING}")
 
 
+def _put_aside(path: epath.Path) -> None:
+    """Keeps a damaged checkpoint for whoever wants to look at it, out of the way of others."""
+    if is_bucket(path):
+        (path / DAMAGED.removeprefix(".")).write_text("some of this is not as it was written\n")
+        (path / COMMITTED).unlink(missing_ok=True)
+        return
+    aside = path.with_name(path.name + DAMAGED)
+    aside.rmtree(missing_ok=True)
+    path.rename(aside)
+
+
+def _is_aside(path: epath.Path) -> bool:
+    if not is_bucket(path):
+        return path.name.endswith(DAMAGED)
+    return _is_step(path.name) and (path / DAMAGED.removeprefix(".")).exists()
+
+
+def _is_unfinished(path: epath.Path) -> bool:
+    """Of a step's folder in a bucket: that it was not committed, and is not kept as damaged."""
+    return _is_step(path.name) and not (path / COMMITTED).exists() and not _is_aside(path)
+
+
 def _finished(folder: epath.Path) -> bool:
     return seal.sealed(folder) and (not is_bucket(folder) or (folder / COMMITTED).exists())
 
@@ -387,7 +411,7 @@ def _remove(*paths: epath.Path) -> None:
             continue
 
 
-def steps(folder: epath.Path) -> list[int]:
+def steps(folder: AnyPath) -> list[int]:
     """The numbers among the names in ``folder``, ascending; in a bucket, the finished ones."""
     found = [path for path in children(folder) if _is_step(path.name)]
     if is_bucket(folder):
@@ -399,15 +423,15 @@ def _is_step(name: str) -> bool:
     return name.isdecimal() and str(int(name)) == name
 
 
-def children(folder: epath.Path) -> list[epath.Path]:
+def children(folder: AnyPath) -> list[epath.Path]:
     """What is in a folder; nothing if it is absent."""
     try:
-        return sorted(folder.iterdir())
+        return sorted(epath.Path(folder).iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def problems(folder: epath.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
+def problems(folder: AnyPath, share: tuple[int, int] = (0, 1)) -> list[str]:
     """What is wrong with the files of one checkpoint; of ``share`` see ``seal.problems``."""
     wrong = seal.problems(folder, share)
     if not wrong:
@@ -420,14 +444,12 @@ def problems(folder: epath.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
     return wrong
 
 
-def frozen_folder(checkpoint: epath.Path, hash_: str) -> epath.Path:
+def frozen_folder(checkpoint: AnyPath, hash_: str) -> epath.Path:
     """Where the frozen parameters are that a checkpoint refers to."""
-    return checkpoint.parent.parent / FROZEN / hash_
+    return epath.Path(checkpoint).parent.parent / FROZEN / hash_
 
 
-def frozen_problems(
-    checkpoint: epath.Path, hash_: str, share: tuple[int, int] = (0, 1)
-) -> list[str]:
+def frozen_problems(checkpoint: AnyPath, hash_: str, share: tuple[int, int] = (0, 1)) -> list[str]:
     """What is wrong with the files of the frozen parameters of a checkpoint."""
     folder = frozen_folder(checkpoint, hash_)
     wrong = seal.problems(folder, share)
@@ -442,7 +464,7 @@ def hash_of(prints: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def refuse_old(folder: epath.Path) -> None:
+def refuse_old(folder: AnyPath) -> None:
     """Raises InputError for a checkpoint of rb_jax 0.1, which had another layout."""
     if all((folder / name).exists() for name in OLD):
         raise InputError(
@@ -452,7 +474,7 @@ def refuse_old(folder: epath.Path) -> None:
         )
 
 
-def read_loop(folder: epath.Path) -> dict[str, Any]:
+def read_loop(folder: AnyPath) -> dict[str, Any]:
     """The JSON part of one checkpoint."""
     try:
         return json.loads((folder / LOOP / "metadata").read_bytes().decode("utf-8"))
@@ -460,28 +482,28 @@ def read_loop(folder: epath.Path) -> dict[str, Any]:
         raise unreadable(folder, error) from error
 
 
-def array_metadata(folder: epath.Path) -> dict[str, Any]:
+def array_metadata(folder: AnyPath) -> dict[str, Any]:
     """Name -> shape and dtype of each array of one item's folder."""
     try:
-        item: Any = _reader(folder).metadata(folder)
+        item: Any = _reader(folder).metadata(epath.Path(folder))
         return item.tree
     except (ValueError, OSError, KeyError, AttributeError) as error:
         raise unreadable(folder, error) from error
 
 
-def read_arrays(folder: epath.Path, restore_args: dict[str, Any]) -> dict[str, Any]:
+def read_arrays(folder: AnyPath, restore_args: dict[str, Any]) -> dict[str, Any]:
     """The named arrays of one item's folder, read as the arguments say."""
     if not restore_args:
         return {}
     item = dict.fromkeys(restore_args, 0)
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     try:
-        return _reader(folder).restore(folder, args=args)
+        return _reader(folder).restore(epath.Path(folder), args=args)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise unreadable(folder, error) from error
 
 
-def items_of(folder: epath.Path) -> list[str]:
+def items_of(folder: AnyPath) -> list[str]:
     """Which items of arrays one checkpoint has."""
     return [item for item in ITEMS.values() if (folder / item).is_dir()]
 
@@ -531,14 +553,14 @@ def _joined(like: State, arrays: dict[str, dict[str, Any]], scalars: dict[str, A
     return jax.tree.unflatten(jax.tree.structure(like), list(leaves()))
 
 
-def none_good(folder: epath.Path) -> InputError:
+def none_good(folder: AnyPath) -> InputError:
     return InputError(
         f"{folder}: every checkpoint is damaged; bring one back from a copy, or delete the folder "
         "to start from the beginning"
     )
 
 
-def unreadable(folder: epath.Path, error: Exception) -> InputError:
+def unreadable(folder: AnyPath, error: Exception) -> InputError:
     return InputError(f"{folder}: cannot be read ({reason(error)})")
 
 
@@ -578,7 +600,7 @@ def _share() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def _reader(folder: epath.Path) -> ocp.PyTreeCheckpointHandler:
+def _reader(folder: AnyPath) -> ocp.PyTreeCheckpointHandler:
     """Without Orbax's checkpointer around it: its barriers would hang when one process fails."""
     _atomicity(folder)
     return _handler()

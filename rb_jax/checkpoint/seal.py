@@ -15,11 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from rb_jax.errors import InputError, reason
 from rb_jax.files import sync_file, sync_folder
-from rb_jax.storage import THREADS, files, is_bucket
+from rb_jax.storage import THREADS, AnyPath, files, is_bucket
 
 NAME = "seal.json"
 # Orbax writes these after the seal: when it was committed, and that it was.
@@ -29,7 +27,7 @@ SMALL_BYTES = 2**20
 Prints = Mapping[str, Mapping[str, str]]  # item -> array -> fingerprint
 
 
-def write(folder: epath.Path, prints: Prints) -> None:
+def write(folder: AnyPath, prints: Prints) -> None:
     """Seals ``folder``; on a disk all small files and names are synced. Raises OSError."""
     sizes = {name: size for name, size in files(folder).items() if not _later(name)}
     small = [name for name, size in sizes.items() if size <= SMALL_BYTES]
@@ -40,8 +38,7 @@ def write(folder: epath.Path, prints: Prints) -> None:
         "files": {name: [sizes[name], hashes[name]] for name in sorted(sizes)},
         "arrays": {item: dict(prints[item]) for item in sorted(prints)},
     }
-    text = json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
-    (folder / NAME).write_text(text)
+    (folder / NAME).write_text(_text(content))
     if not is_bucket(folder):
         for name in [*small, NAME]:
             sync_file(Path(folder / name))
@@ -49,7 +46,7 @@ def write(folder: epath.Path, prints: Prints) -> None:
             sync_folder(Path(parent))
 
 
-def problems(folder: epath.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
+def problems(folder: AnyPath, share: tuple[int, int] = (0, 1)) -> list[str]:
     """What is wrong with the files of a sealed folder; empty if nothing is.
 
     Of ``share`` (i, n) only the hash of every n-th file, from the i-th on, is computed.
@@ -82,7 +79,7 @@ def problems(folder: epath.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
         return wrong + [text for text in pool.map(difference, mine) if text]
 
 
-def prints(folder: epath.Path) -> dict[str, dict[str, str]]:
+def prints(folder: AnyPath) -> dict[str, dict[str, str]]:
     """Item -> array -> fingerprint. Raises InputError when the seal is absent or broken."""
     try:
         return _read(folder)["arrays"]
@@ -90,7 +87,7 @@ def prints(folder: epath.Path) -> dict[str, dict[str, str]]:
         raise InputError(f"{folder}/{NAME}: {reason(error)}") from error
 
 
-def differences(folder: epath.Path, item: str, found: Mapping[str, str]) -> list[str]:
+def differences(folder: AnyPath, item: str, found: Mapping[str, str]) -> list[str]:
     """What of the arrays that were read is not as it was saved."""
     saved = prints(folder).get(item, {})
     return [
@@ -100,27 +97,32 @@ def differences(folder: epath.Path, item: str, found: Mapping[str, str]) -> list
     ]
 
 
-def sealed(folder: epath.Path) -> bool:
+def sealed(folder: AnyPath) -> bool:
     """Whether a folder has been finished."""
     return (folder / NAME).exists()
 
 
-def _read(folder: epath.Path) -> dict[str, Any]:
+def _read(folder: AnyPath) -> dict[str, Any]:
     try:
-        content = json.loads((folder / NAME).read_bytes().decode("utf-8"))
-        digest = content.pop("sha256")
+        text = (folder / NAME).read_bytes().decode("utf-8")
+        content = json.loads(text)
+        del content["sha256"]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError("cannot be read") from error
-    if digest != _digest(content):
+    if text != _text(content):
         raise ValueError("its own SHA-256 is wrong")
     return content
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _hash(path: epath.Path) -> str:
+def _hash(path: AnyPath) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -96,7 +96,7 @@ class Flags:
         """Where compiled programs are kept."""
         self.string(
             "compilation_cache",
-            "Folder or bucket for compiled programs, or off (default: rb_jax in your cache folder).",
+            "Folder or bucket for compiled programs, or off (default: in your cache folder).",
         )
 
     def sampling(self):

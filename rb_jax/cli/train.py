@@ -21,11 +21,8 @@ from rb_jax.storage import is_bucket
 
 def define(flags: Flags) -> None:
     flags.config()
-    flags.string(
-        "workdir",
-        "Folder of the run, on a disk or gs://BUCKET/RUN or s3://BUCKET/RUN.",
-        required=True,
-    )
+    text = "Folder of the run, on a disk or gs://BUCKET/RUN or s3://BUCKET/RUN."
+    flags.string("workdir", text, required=True)
     found = "(default: found on Cloud TPU and Slurm)."
     flags.string("coordinator_address", f"HOST:PORT of the first of several processes {found}")
     flags.integer("num_processes", f"How many processes train together {found}")

@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from rb_jax.files import write_text
 from rb_jax.runtime.processes import is_primary
 from rb_jax.sharding.chips import device_flops
+from rb_jax.storage import place
 from rb_jax.train.wandb_board import WandbBoard
 
 LINES = "metrics.jsonl"
@@ -203,11 +204,12 @@ class RunLog:
                 each.close()
 
 
-def read_lines(workdir: str | Path) -> list[dict[str, Any]]:
+def read_lines(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a workdir's metrics.jsonl; a last line cut short by a kill is ignored."""
-    path = Path(workdir) / LINES
+    path = place(workdir) / LINES
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_bytes().decode("utf-8") if path.exists() else ""
+    for line in text.splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

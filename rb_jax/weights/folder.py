@@ -45,7 +45,7 @@ def save_weights(
     """Writes every array of ``params`` (path -> array), floating ones as ``dtype``.
 
     Of several processes, which must all call this, the first writes. The folder appears complete
-    or not at all; in a bucket, where it is copied to from this machine's temporary folder, config.json
+    or not at all; in a bucket, to which it is copied from a temporary folder here, config.json
     appears last. Raises ValueError when a value that is finite now would not be finite in
     ``dtype``.
     """
