@@ -30,6 +30,7 @@ BEAT_SECONDS = 10.0
 STALE_SECONDS = 45.0  # without a beat
 OLD_SECONDS = 600.0  # by the owner's own clock: so long that no clock is that wrong
 POLL_SECONDS = 1.0
+ANSWER_SECONDS = 20.0  # tensorstore itself would ask again for long
 
 
 class Lock:
@@ -45,6 +46,7 @@ class Lock:
         self._done = threading.Event()
         self._held = threading.Lock()  # the heartbeat and ``check`` write in turn
         self._store: Any = None
+        self._mine = False
 
     def acquire(self) -> None:
         """Raises InputError when a run that is alive has it, and when nothing can be written."""
@@ -52,23 +54,24 @@ class Lock:
             self._store = kvstore(self.workdir)
             while not self._take(self._free()):
                 pass
+            self._mine = True
         threading.Thread(target=self._renew, name="heartbeat", daemon=True).start()
 
     def release(self) -> None:
         """Lets the next run in at once; what has become another's stays."""
         self._done.set()
         with self._held:
-            if self._store is None or self.lost:
+            if not self._mine or self.lost:
                 return
+            self._mine = False
             found, generation = self._read()
             if found and found["owner"] == self._me["owner"]:
-                self._store.write(NAME, None, if_equal=generation).result()
-            self._store = None
+                _answer(self._store.write(NAME, None, if_equal=generation))
 
     def check(self) -> bool:
         """Whether it is still ours, asked of the file itself."""
         with self._held:
-            if self._store is None or self.lost:
+            if not self._mine or self.lost:
                 return not self.lost
             found, generation = self._read()
             if found is None or found["owner"] != self._me["owner"]:
@@ -119,7 +122,7 @@ class Lock:
                 continue
 
     def _read(self) -> tuple[dict[str, Any] | None, bytes | None]:
-        result = self._store.read(NAME).result()
+        result = _answer(self._store.read(NAME))
         generation: bytes | None = result.stamp.generation
         if generation is not None and not any(generation):
             generation = None  # a store that does not say: nothing can be made conditional on it
@@ -135,13 +138,21 @@ class Lock:
     def _write(self, generation: bytes | None) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         text = json.dumps(self._me | {"beat": self._beats, "at": now}, indent=1) + "\n"
-        self._store.write(NAME, text.encode(), if_equal=generation).result()
+        _answer(self._store.write(NAME, text.encode(), if_equal=generation))
 
     def _refused(self, found: dict[str, Any]) -> InputError:
         return InputError(
             f"{self.workdir}: another run is at work in it ({_described(found)}); choose another "
             "workdir, or stop that one first"
         )
+
+
+def _answer(future: Any) -> Any:
+    try:
+        return future.result(timeout=ANSWER_SECONDS)
+    except TimeoutError:
+        text = f"no answer in {ANSWER_SECONDS:.0f} s; is it there, and may it be written to?"
+        raise TimeoutError(text) from None
 
 
 def _this_process() -> dict[str, Any]:

@@ -225,7 +225,8 @@ class Checkpoints:
         there = from_primary(int(is_primary() and _finished(folder)))
         if there:
             return
-        on_primary(lambda: folder.parent.mkdir(parents=True, exist_ok=True))
+        if is_primary() and not is_bucket(folder):
+            folder.parent.mkdir(exist_ok=True)
         self._seals[_unfinished(folder.parent, folder.name)] = {FROZEN: prints}
         where = _unfinished(folder.parent, folder.name)
         self._frozen_writer = ocp.AsyncCheckpointer(
@@ -313,9 +314,11 @@ def open_checkpoints(
 
 def _begin(root: epath.Path, lock: Lock) -> None:
     with reaching(root):
-        root.mkdir(parents=True, exist_ok=True)
+        if not is_bucket(root):  # where there are no folders, and s3fs would make the bucket
+            root.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        (root / FOLDER).mkdir(parents=True, exist_ok=True)
+        if not is_bucket(root):
+            (root / FOLDER).mkdir(exist_ok=True)
         for path in [*children(root / FOLDER), *children(root / FROZEN)]:
             if SAVING in path.name:
                 path.rmtree()
@@ -468,9 +471,9 @@ def refuse_old(folder: AnyPath) -> None:
     """Raises InputError for a checkpoint of rb_jax 0.1, which had another layout."""
     if all((folder / name).exists() for name in OLD):
         raise InputError(
-            f"{folder}: a checkpoint of rb_jax 0.1, which this version does not read; write its "
-            "weights with that version (rb-jax export --family=rb_jax) and start from them with "
-            "--config.train.init_from in a new workdir"
+            f"{folder}: a checkpoint of rb_jax 0.1, which this version does not read; start a new "
+            "workdir from the run's weights/ with --config.train.init_from (a run without them: "
+            "docs/reliability.md, Checkpoints of 0.1)"
         )
 
 

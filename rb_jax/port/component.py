@@ -18,6 +18,7 @@ from rb_jax.errors import InputError
 from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Family, Layout, Names, Part, read_json
 from rb_jax.port.table import EXTRAS
+from rb_jax.storage import AnyPath, is_bucket
 from rb_jax.weights.safetensors.reader import CheckedFiles, TensorFiles
 
 CONFIG, STEM = "config.json", "model"
@@ -44,8 +45,9 @@ class Component:
         return [path for path in self.files if not path.startswith(EXTRAS)]
 
 
-def is_component(folder: Path) -> bool:
-    return "family" in read_json(folder / CONFIG)
+def is_component(folder: AnyPath) -> bool:
+    """Whether a folder is one part of a model; a bucket's weights are copied here before."""
+    return not is_bucket(folder) and "family" in read_json(Path(folder) / CONFIG)
 
 
 def open_component(folder: Path) -> Component:

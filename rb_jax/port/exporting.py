@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from rb_jax.port.families import FAMILIES
 from rb_jax.port.family import Family, Layout, Names, Part, porter
 from rb_jax.port.table import EXTRAS, Porter, Tensors, raise_problems
 from rb_jax.runtime.logging import LOG
+from rb_jax.storage import AnyPath
 from rb_jax.weights.folder import has_weights, open_weights, resolve
 from rb_jax.weights.safetensors.reader import CheckedFiles
 from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
@@ -75,7 +77,7 @@ class Export:
 
 
 def export_checkpoint(
-    checkpoint: str | Path, format: str, out: str | Path, *, progress: bool = False
+    checkpoint: str | os.PathLike[str], format: str, out: str | Path, *, progress: bool = False
 ) -> list[Path]:
     """Writes a component or a whole model in another code base's layout; the files' paths.
 
@@ -85,7 +87,7 @@ def export_checkpoint(
     check_new_folder(Path(out))
     folder = resolve(checkpoint)
     if is_component(folder):
-        component = open_component(folder)
+        component = open_component(Path(folder))
         with new_folder(Path(out)) as new:
             _write(_component_export(component, format), new, progress)
             if (folder / TOKENIZER).is_file():
@@ -109,7 +111,7 @@ def export_checkpoint(
     return sorted(path for path in Path(out).rglob("*") if path.is_file())
 
 
-def open_model(folder: Path) -> tuple[Config, Tensors]:
+def open_model(folder: AnyPath) -> tuple[Config, Tensors]:
     """A whole model: a weights folder, read as needed, or a training workdir."""
     if has_weights(folder):
         config, files = open_weights(folder)

@@ -23,7 +23,7 @@ from rb_jax.config import Config, ConfigError, differing_keys, from_stored
 from rb_jax.errors import InputError
 from rb_jax.files import new_folder
 from rb_jax.runtime.processes import host_pieces, is_primary
-from rb_jax.storage import fetched, is_bucket, place, reaching, upload
+from rb_jax.storage import AnyPath, fetched, is_bucket, place, reaching, upload
 from rb_jax.weights.safetensors.reader import TensorFiles
 from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
@@ -81,12 +81,12 @@ def write_config(folder: Path, config: Config) -> None:
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def has_weights(folder: Path) -> bool:
+def has_weights(folder: AnyPath) -> bool:
     """Whether a folder holds weights itself (a workdir has them in its checkpoints)."""
     return any((folder / f"{STEM}.safetensors{end}").is_file() for end in ("", ".index.json"))
 
 
-def resolve(source: str | os.PathLike[str], shipped: str = SHIPPED["init_from"]) -> Path:
+def resolve(source: str | os.PathLike[str], shipped: str = SHIPPED["init_from"]) -> AnyPath:
     """The folder that ``source`` means; 'shipped' is the one in the package's assets.
 
     Of weights in a bucket it is a copy on this machine; of a workdir there, its epath.Path.
@@ -113,12 +113,12 @@ def differing_model_keys(a: Config, b: Config, parts: tuple[str, ...] = ("model"
     return [key for key in keys if key not in MEANINGLESS]
 
 
-def open_weights(folder: Path) -> tuple[Config, TensorFiles]:
+def open_weights(folder: AnyPath) -> tuple[Config, TensorFiles]:
     """The configuration and the files of a weights folder, arrays unread; raises InputError."""
     return stored_config(folder), TensorFiles.open(folder)
 
 
-def stored_config(folder: Path) -> Config:
+def stored_config(folder: AnyPath) -> Config:
     """The configuration of a weights folder; its tokenizers are those in the folder, if any are.
 
     Raises InputError when it cannot be read, and when the folder holds only a part of a model.

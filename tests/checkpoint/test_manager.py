@@ -196,7 +196,7 @@ def test_checkpoints_of_the_first_version_are_refused(tmp_path):
     (old / "metadata.json").write_text("{}")
     config = fake.config()
     for read in (lambda: restore(tmp_path, config), lambda: stored.load_weights(tmp_path)):
-        with pytest.raises(InputError, match="12: a checkpoint of rb_jax 0.1.*rb-jax export"):
+        with pytest.raises(InputError, match="12: a checkpoint of rb_jax 0.1.*start a new workdir"):
             read()
     with pytest.raises(InputError, match="a checkpoint of rb_jax 0.1"):
         stored.load_weights(old)

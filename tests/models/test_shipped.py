@@ -67,7 +67,7 @@ def test_says_when_a_picture_is_unlike_reasonworld(shipped):
 
 @pytest.mark.parametrize("name", SHIPPED.values())
 def test_comes_with_a_card(name):
-    folder = resolve("shipped", name)
+    folder = Path(resolve("shipped", name))
     card = json.loads((folder / "card.json").read_text())
     assert card["command"].startswith("rb-jax train") and card["steps"] > 0
     assert (folder / "model.safetensors").stat().st_size < 30e6

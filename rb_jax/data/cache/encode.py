@@ -71,7 +71,7 @@ class Job:
 
 def cache_features(
     data: str | os.PathLike[str],
-    checkpoint: str | Path,
+    checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str],
     split: str = "train",
     *,

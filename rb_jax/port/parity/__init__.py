@@ -7,6 +7,7 @@ is possible, so that an error shows at the stage that makes it.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rb_jax.checkpoint.stored import load_weights
@@ -17,7 +18,7 @@ from rb_jax.port.parity.report import Report, measured, picture_psnr
 from rb_jax.weights.folder import resolve
 
 
-def compare(checkpoint: str | Path, reference: str | Path, seed: int = 0) -> Report:
+def compare(checkpoint: str | os.PathLike[str], reference: str | Path, seed: int = 0) -> Report:
     """Runs both sides on random inputs.
 
     ``checkpoint`` is an imported part, and ``reference`` the stock folder of its family (of the
@@ -32,7 +33,7 @@ def compare(checkpoint: str | Path, reference: str | Path, seed: int = 0) -> Rep
     if is_component(folder):
         from rb_jax.port.parity.sides import run_part
 
-        return measured(run_part(open_component(folder), reference, seed))
+        return measured(run_part(open_component(Path(folder)), reference, seed))
     from rb_jax.port.parity.whole import run_whole
 
     config, params = load_weights(folder)

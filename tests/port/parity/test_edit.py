@@ -1,6 +1,7 @@
 """A whole model assembled from stock parts, beside ReasonBrainTorch and the stock classes."""
 
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -111,7 +112,7 @@ def test_another_model_is_refused(trained, parts):
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     """The package's model, exported."""
-    folder = weights.resolve("shipped", weights.SHIPPED["init_from"])
+    folder = Path(weights.resolve("shipped", weights.SHIPPED["init_from"]))
     if weights.stored_config(folder).model.mmdit.mlp_ratio != 4:
         pytest.skip("diffusers' FLUX has an MLP of four times the width")
     out = tmp_path_factory.mktemp("shipped") / "torch"

@@ -1,0 +1,31 @@
+"""What is replaced in Orbax is still where it was, and does what it must."""
+
+import inspect
+
+from orbax.checkpoint._src.path import gcs_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
+
+from rb_jax.checkpoint import orbax_s3
+
+
+def test_orbax_asks_these_functions_for_a_bucket():
+    source = inspect.getsource(tensorstore_utils._build_ocdbt_kvstore_tspec)
+    for call in ("_use_gcs_driver(", "_normalize_path(", "gcs_utils.get_kvstore_for_gcs("):
+        assert call in source, call
+
+
+def test_drivers_of_disks_and_both_buckets(monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.delenv("TENSORSTORE_GCS_BACKEND", raising=False)
+    orbax_s3.enable()
+    orbax_s3.enable()
+    for path, driver in {
+        "gs://bucket/run/": "gcs",
+        "s3://bucket/run/": "s3",
+        "/disk/run/": "file",
+    }.items():
+        spec = tensorstore_utils.build_kvstore_tspec(path)
+        assert (spec["driver"], spec["base"]["driver"]) == ("ocdbt", driver)
+        key = spec["base"]["path"]
+        assert key.strip("/") == ("disk/run" if driver == "file" else "run")
+    assert gcs_utils.get_kvstore_for_gcs("gs://bucket/run")["bucket"] == "bucket"
