@@ -6,6 +6,7 @@ configuration's patterns, the checkpoints and the weight files.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,7 +40,13 @@ def build(config: Config, rngs: nnx.Rngs) -> Any:
 
 def definition(config: Config) -> tuple[nnx.GraphDef, Params, set[str]]:
     """The model without arrays: graph, shape of every variable, which are parameters."""
-    graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
+    graphdef, shapes, parameters = _definition(config, MODELS[config.train.task])
+    return graphdef, dict(shapes), set(parameters)
+
+
+@functools.lru_cache(maxsize=16)  # seconds of tracing, asked for in many places
+def _definition(config: Config, make: Callable) -> tuple[nnx.GraphDef, Params, set[str]]:
+    graphdef, variables = nnx.split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0))))
     flat = {join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
     shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in flat.items()}
     return graphdef, shapes, {path for path, v in flat.items() if isinstance(v, nnx.Param)}
