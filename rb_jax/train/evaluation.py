@@ -35,7 +35,7 @@ class Evaluator:
 
     def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
-        self.batches: list[AnyBatch] = []  # this process's rows
+        self.batches: list[AnyBatch] = []  # this process's rows; none until it is compiled
         # What is shown, if anything, whole on every process; of features, with a decoder.
         self.few: Batch | FeatureBatch | None = None
         self.decode: Decode | None = None
@@ -47,14 +47,21 @@ class Evaluator:
         self.losses: dict[tuple, Any] = {}  # compiled, by the shapes of a batch
         self.sample: Any = jit(functools.partial(sample_step, graphdef, config))
 
+    @property
+    def ready(self) -> bool:
+        return bool(self.batches)
+
     def compile(self, state: TrainState) -> None:
-        """Ahead of the first step, so that a signal never has to wait for a compiler."""
+        """What an evaluation needs, made for the first one alone: a run's first step comes sooner.
+
+        A signal would have to wait for it. Of several processes each must call this.
+        """
         size = self.config.train.batch_size
         split, mine = self.config.data.val_split, process_rows(self.mesh, size)
         stream = feed.streamed(self.config, split, rows=mine)
-        self.batches = [next(stream) for _ in range(VAL_BATCHES)]
+        batches = [next(stream) for _ in range(VAL_BATCHES)]
         with jax.set_mesh(self.mesh):
-            for rows in self.batches:
+            for rows in batches:
                 if shapes(rows) not in self.losses:
                     batch = shard_batch(self.mesh, rows, size)
                     lower = functools.partial(self.loss.lower, state, batch, jax.random.key(0))
@@ -68,6 +75,7 @@ class Evaluator:
                 lower = functools.partial(self.sample.lower, state, batch, jax.random.key(0))
                 self.sample = compiled(lower, "the sampler")
                 self.few = few
+        self.batches = batches
 
     def evaluate(
         self, workdir: Path, log: RunLog, state: TrainState, stops: Callable[[], bool]
