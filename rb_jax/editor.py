@@ -148,7 +148,9 @@ class Editor:
         key = (what, shapes, tuple(settings.items()))
         if key not in self._programs:
             self._programs[key] = compiled(
-                lambda: function.lower(self._params, *args, **settings), what
+                lambda: function.lower(self._params, *args, **settings),
+                what,
+                about=(self.config, self._params, args, settings),
             )
         return self._programs[key](self._params, *args)
 

@@ -64,16 +64,19 @@ class Evaluator:
             for rows in batches:
                 if shapes(rows) not in self.losses:
                     batch = shard_batch(self.mesh, rows, size)
-                    lower = functools.partial(self.loss.lower, state, batch, jax.random.key(0))
-                    self.losses[shapes(rows)] = compiled(lower, "the validation loss")
+                    args = state, batch, jax.random.key(0)
+                    lower = functools.partial(self.loss.lower, *args)
+                    about = (self.config, args)
+                    self.losses[shapes(rows)] = compiled(lower, "the validation loss", about=about)
             if count := min(self.config.train.eval_examples, size):
                 few = next(feed.streamed(self.config, split, rows=np.arange(count)))
                 assert isinstance(few, Batch | FeatureBatch), "no pictures in these batches"
                 batch = shard_batch(self.mesh, few)
                 if isinstance(few, FeatureBatch):
                     self.decode = latent_decoder(self.config, self.mesh, few.target_latent.shape)
-                lower = functools.partial(self.sample.lower, state, batch, jax.random.key(0))
-                self.sample = compiled(lower, "the sampler")
+                args = state, batch, jax.random.key(0)
+                lower = functools.partial(self.sample.lower, *args)
+                self.sample = compiled(lower, "the sampler", about=(self.config, args))
                 self.few = few
         self.batches = batches
 

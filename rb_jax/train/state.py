@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from rb_jax.config import Config, ConfigError
 from rb_jax.models.types import ENCODERS, STAGES, record
 from rb_jax.paths import matches
+from rb_jax.runtime import programs
 from rb_jax.sharding.mesh import AnyMesh
 from rb_jax.sharding.rules import state_shardings
 from rb_jax.weights.hashed import hashed_key
@@ -66,8 +67,13 @@ def init_state(
         layout = _layout(config, mesh, _abstract(config, tx, trainable, shapes))
     devices = jax.devices() if mesh is None else mesh.devices.flat
     options = fast_compile({d.platform for d in devices})
-    jitted = jax.jit(create, out_shardings=layout, compiler_options=options)
-    return jitted(hashed_key(config.train.seed), weights)
+    jitted = jax.jit(create, out_shardings=layout)
+    args = hashed_key(config.train.seed), weights
+    about = config, args, layout
+    program = programs.find("a fresh state", about)
+    if program is None:
+        program = programs.compile_and_keep("a fresh state", about, jitted.lower(*args), options)
+    return program(*args)
 
 
 def abstract_state(

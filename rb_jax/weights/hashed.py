@@ -8,6 +8,7 @@ take it a tenth, and what is used once needs no more.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +42,11 @@ def _pair(key: UInt32[Array, " 2"], number: UInt32[Array, "*S"], salt: tuple[int
     return jnp.stack([first, second ^ first], axis=-1)
 
 
-def _seed(seed: Array) -> UInt32[Array, " 2"]:
+def _seed(seed: Any) -> UInt32[Array, " 2"]:
     return _pair(jnp.zeros(2, jnp.uint32), seed.astype(jnp.uint32), _SEED)
 
 
-def _fold_in(key: UInt32[Array, " 2"], number: Array) -> UInt32[Array, " 2"]:
+def _fold_in(key: UInt32[Array, " 2"], number: Any) -> UInt32[Array, " 2"]:
     return _pair(key, number.astype(jnp.uint32), _FOLD)
 
 

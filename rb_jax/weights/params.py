@@ -22,6 +22,7 @@ from rb_jax.models.encoders.vae import AutoencoderTrainer
 from rb_jax.models.mmdit.trainer import MMDiTTrainer
 from rb_jax.models.reasonbrain import ReasonBrain
 from rb_jax.paths import join, split
+from rb_jax.runtime.programs import recalled
 
 Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
 
@@ -46,10 +47,13 @@ def definition(config: Config) -> tuple[nnx.GraphDef, Params, set[str]]:
 
 @functools.lru_cache(maxsize=16)  # seconds of tracing, asked for in many places
 def _definition(config: Config, make: Callable) -> tuple[nnx.GraphDef, Params, set[str]]:
-    graphdef, variables = nnx.split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0))))
-    flat = {join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
-    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in flat.items()}
-    return graphdef, shapes, {path for path, v in flat.items() if isinstance(v, nnx.Param)}
+    def trace() -> tuple[nnx.GraphDef, Params, set[str]]:
+        graphdef, variables = nnx.split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0))))
+        flat = {join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
+        shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in flat.items()}
+        return graphdef, shapes, {path for path, v in flat.items() if isinstance(v, nnx.Param)}
+
+    return recalled("a model's definition", (config, make), trace)
 
 
 def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
