@@ -81,7 +81,7 @@ def cast_params(config: Config, params: Params) -> Params:
     return {path: _cast(value, jnp.dtype(config.model.dtype)) for path, value in params.items()}
 
 
-def _cast(value: Array, dtype: np.dtype) -> Array:
+def _cast(value: Array | np.ndarray, dtype: np.dtype) -> Array | np.ndarray:
     return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
@@ -97,12 +97,14 @@ def check_weights(given: Mapping[str, Any], expected: Mapping[str, Any], where: 
         raise InputError(f"{where or 'weights'} do not fit the model: {listed(problems, '; ')}")
 
 
-def fast_compile(platforms: set[str] | None = None) -> dict[str, Any] | None:
-    """Compiler options for hundreds of small random kernels that run once.
+def fast_compile(platforms: set[str] | None = None, level: int = 0) -> dict[str, Any] | None:
+    """Compiler options for programs of hundreds of small kernels that do not run all day.
 
-    On a CPU, optimising them takes a minute, and the newer emitters of fusions half of the rest.
-    ``platforms`` None means JAX's default devices.
+    On a CPU, optimising the random kernels of fresh parameters, which run once, takes a minute, and
+    the newer emitters of fusions half of the rest. With ``level`` 1 a sampler runs as fast as with
+    JAX's defaults, a training step a twentieth slower. ``platforms`` None means JAX's default
+    devices.
     """
     platforms = {d.platform for d in jax.devices()} if platforms is None else platforms
-    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    quick = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
     return quick if platforms == {"cpu"} else None
