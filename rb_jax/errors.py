@@ -27,10 +27,15 @@ def listed(items: Sequence[object], separator: str = ", ", limit: int = 8) -> st
     return shown + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
-def refuse_url(name: str, value: object) -> None:
-    """Raises InputError for a path like ``gs://BUCKET/RUN``, which would become a local folder."""
+def refuse_url(name: str, value: object, buckets: bool = False) -> None:
+    """Raises InputError for a URL, which would become a local folder.
+
+    With ``buckets`` gs://BUCKET/FOLDER and s3://BUCKET/FOLDER may be named.
+    """
     if isinstance(value, str) and value.startswith(("http://", "https://")):
         raise InputError(f"{name}={value}: nothing is downloaded; fetch it, and give its path")
+    if buckets and isinstance(value, str) and value.startswith(("gs://", "s3://")):
+        return
     if isinstance(value, str) and "://" in value:
         raise InputError(
             f"{name}={value}: must be a path; mount the bucket, or use a file system that all "

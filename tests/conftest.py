@@ -23,6 +23,15 @@ def weights_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def buckets():
+    """Scheme -> the address of an empty bucket, on servers of this machine."""
+    from tests.buckets import both
+
+    with both() as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="session")
 def editor(weights_folder):
     """Editor of the small model; shared, so that its programs are compiled once."""
     from rb_jax import editor

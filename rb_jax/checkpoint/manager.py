@@ -1,73 +1,96 @@
-"""Checkpoints of a run: the whole state, exactly, with the configuration that made it.
+"""Checkpoints of a run, kept by Orbax's own manager on a disk or in a bucket.
 
-``workdir/checkpoints/<step>/`` holds ``state`` (Orbax, one array per name), ``metadata.json``
-(configuration, version, step, and the loop's own small record) and ``manifest.sha256``. It is
-written beside as ``<step>.saving`` and renamed once all is on the disk, so that a folder with a
-number is a finished checkpoint, or a damaged one.
+``workdir/checkpoints/<step>/`` holds the items ``params`` (what is trained), ``ema``,
+``optimizer`` (Orbax, one array per name) and ``loop`` (JSON: the configuration that made it, the
+step's scalars, the loop's own record), and ``seal.json``, written once all else is there. The
+frozen parameters, which never change, are written once, to ``workdir/frozen/<hash>/``.
+
+Orbax commits in the way of the storage: it renames a folder on a disk, and writes a last file into
+one in a bucket. So a folder with a number (and that file, in a bucket) is a finished checkpoint,
+or a damaged one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
-import re
-import shutil
+import logging
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from rb_jax.checkpoint import hashes
+from rb_jax.checkpoint import orbax_s3, seal
+from rb_jax.checkpoint.fingerprints import Fingerprints
+from rb_jax.checkpoint.lock import Lock
 from rb_jax.config import Config, differing_keys
 from rb_jax.errors import InputError, listed, reason
 from rb_jax.files import sync_folder
 from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_IO, RunError
-from rb_jax.runtime.processes import anywhere, from_primary, is_primary, say, wait_for_all
+from rb_jax.runtime.processes import (
+    anywhere,
+    from_primary,
+    is_primary,
+    on_primary,
+    say,
+    wait_for_all,
+)
+from rb_jax.storage import AnyPath, is_bucket, place, reaching
 
-FOLDER = "checkpoints"
-STATE, METADATA = "state", "metadata.json"
-SAVING, DELETING, DAMAGED = ".saving", ".deleting", ".damaged"
-State = Any  # a pytree with the scalar ``step``, such as train.state.TrainState
-STALE = re.compile(rf"\d+({re.escape(SAVING)}|{re.escape(DELETING)})")  # what a kill leaves behind
+FOLDER, FROZEN = "checkpoints", "frozen"
+PARAMS, EMA, OPTIMIZER, LOOP = "params", "ema", "optimizer", "loop"
+# The arrays of a state by the first part of their names, and the item each goes to.
+ITEMS = {"params": PARAMS, "ema": EMA, "opt_state": OPTIMIZER}
+SAVING, DAMAGED = ".orbax-checkpoint-tmp", ".damaged"
+COMMITTED = "commit_success.txt"  # Orbax's last file in a bucket
+OLD = ("state", "metadata.json")  # what a checkpoint of rb_jax 0.1 is made of
+WRITE_SECONDS = 6 * 3600  # for one checkpoint; the watchdog is what notices a hang
+State = Any  # a pytree of the fields of train.state.TrainState
 
 
 class Checkpoints:
     """The checkpoints in a folder; ``keep`` newest (0: all) and every ``keep_every``-th step stay.
 
     Of several processes all must call its methods, in the same order. Used as a context it waits
-    for the last write at the end.
+    for the last write at the end, and lets go of the lock.
     """
 
-    def __init__(self, folder: Path, keep: int = 0, keep_every: int = 0):
-        self.folder, self.keep, self.keep_every = folder, keep, keep_every
+    def __init__(self, folder: epath.Path, keep: int = 0, keep_every: int = 0, lock: Any = None):
+        self.folder = folder
         self.last: int | None = None  # the step that was saved or restored last
-        self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._lock: Lock | None = lock
+        self._frozen = ""  # the hash of this run's frozen parameters, once they are there
+        self._seals: dict[epath.Path, dict[str, Fingerprints]] = {}
         self._commit: Future[None] | None = None
-        self._all_finite: Callable[[dict[str, Any]], jax.Array] = all_finite
-
-    def compile(self, state: State) -> None:
-        """Ahead of the first ``save`` of such a state, which may be in a hurry."""
-        self._all_finite = all_finite.lower(flat(state)).compile()
+        self._orbax = _orbax_manager(folder, keep, keep_every, self._before_commit)
+        self._frozen_writer: ocp.AsyncCheckpointer | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._commit is None:
-            return
-        if error is None:
-            self.wait()
-        elif jax.process_count() == 1:  # others may be gone: no waiting for them
-            self._commit.exception()
+        try:
+            if self._commit is None:
+                return
+            if error is None:
+                self.wait()
+            elif jax.process_count() == 1:  # others may be gone: no waiting for them
+                self._commit.exception()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, ascending; whether it is whole only ``problems`` tells."""
+        """Steps with a checkpoint, ascending; whether it is whole only reading tells."""
         return steps(self.folder)
 
     def save(self, state: State, config: Config, progress: dict[str, Any]) -> None:
@@ -77,27 +100,31 @@ class Checkpoints:
         when this or the write before fails; ``failed`` tells as soon as it has.
         """
         self.wait()
-        step = int(state.step)
-        partial = self.folder / f"{step}{SAVING}"
-        arrays = flat(state)
-        finite = self._all_finite(arrays)  # on the devices; the host does not wait for it
-        record = {"version": _version(), "step": step, "config": dataclasses.asdict(config)}
-        text = json.dumps(record | {"progress": progress})
-        self._commit = Future()
+        step, self._commit = int(state.step), Future()
         try:
-            if is_primary():
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self._writer.save(partial / STATE, args=ocp.args.PyTreeSave(arrays))
+            if self._lock is not None and not self._lock.check():
+                raise self._taken_over()
+            items, frozen, scalars = split(state)
+            self._keep_frozen(frozen)
+            prints = {item: Fingerprints(arrays) for item, arrays in items.items()}
+            self._seals[_unfinished(self.folder, step)] = prints
+            record = {"version": _version(), "config": dataclasses.asdict(config)}
+            record |= {"scalars": scalars, "frozen": self._frozen, "progress": progress}
+            args: dict[str, Any] = {n: ocp.args.PyTreeSave(x) for n, x in items.items()}
+            args[LOOP] = ocp.args.JsonSave(json.loads(json.dumps(record)))
+            self._orbax.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:  # a full disk shows as whatever broke first
             self._commit.set_exception(self._not_written(step, error))
             return
         self.last = step
-        args = (self._commit, step, finite, text)
-        threading.Thread(target=self._finish, args=args, name="commit", daemon=True).start()
+        watched = (self._commit, step, prints)
+        threading.Thread(target=self._watch, args=watched, name="commit", daemon=True).start()
 
     def failed(self) -> bool:
-        """Whether a write has failed, so that ``wait`` raises; never waits."""
+        """Whether a write has failed, or another run has taken over; never waits."""
+        if self._lock is not None and self._lock.lost and self._commit is None:
+            self._commit = Future()
+            self._commit.set_exception(self._taken_over())
         commit = self._commit
         return commit is not None and commit.done() and commit.exception() is not None
 
@@ -108,186 +135,396 @@ class Checkpoints:
             commit.result()
             self._commit = None
 
-    def newest_good(self) -> int | None:
-        """The newest step whose files are all as they were written; None when there is none yet.
+    def restore_newest(
+        self, config: Config, like: Callable[[], State], check: Callable[[dict[str, Any]], None]
+    ) -> tuple[State, dict[str, Any]] | None:
+        """The newest state that is all as it was saved, and the loop's record; None for neither.
 
-        Says which files of newer ones are not, and puts these aside as ``<step>.damaged``. Raises
-        InputError when there are checkpoints, but none is good.
+        Says what is wrong with newer ones, and puts these aside: a disk's as ``<step>.damaged``; a
+        bucket's, which cannot be renamed, lose the file that commits them. ``check``
+        gets the configuration that made it, and may refuse. Raises InputError when there are
+        checkpoints, but none is good, and as ``restore``.
         """
         below, damaged = 2**31 - 1, []
-        place = (jax.process_index(), jax.process_count())
         while True:
             mine = [step for step in self.steps() if step < below] if is_primary() else []
             below = from_primary(max(mine, default=-1))
             if below < 0:
                 break
-            damage = problems(self.folder / str(below), place)
-            for text in damage[:8]:
-                say(f"{self.folder}/{below} is damaged: {text}", everywhere=True)
-            if not anywhere(bool(damage)):
-                break
+            found = self._restored(below, config, like, check)
+            if found is not None:
+                self._put_aside(damaged, below)
+                self.last = below
+                return found
             damaged.append(below)
-        if below < 0 and (damaged or anywhere(any(self.folder.glob(f"*{DAMAGED}")))):
+        aside = is_primary() and any(_is_aside(path) for path in children(self.folder))
+        if damaged or anywhere(aside):
             raise none_good(self.folder)
-        for step in damaged:
-            say(f"step {step} cannot be used: continuing from step {below} instead")
-            if is_primary():
-                aside = self.folder / f"{step}{DAMAGED}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(step)).rename(aside)
-        wait_for_all()
-        return None if below < 0 else below
+        return None
 
-    def restore(self, step: int, config: Config, like: State) -> tuple[State, dict[str, Any]]:
-        """The state of a step that is good, laid out as ``like``, and the loop's record.
-
-        ``like`` may be abstract. Raises InputError when the checkpoint's model differs (naming the
-        keys of the configuration), when an array is missing, unexpected, of another shape or
-        dtype.
-        """
+    def _restored(
+        self, step: int, config: Config, like: Any, check: Any
+    ) -> tuple[State, dict[str, Any]] | None:
+        """One step's state; None, having said why, when it is damaged."""
         folder = self.folder / str(step)
-        metadata = read_metadata(folder)
-        plain = dataclasses.asdict(config)
-        differing = differing_keys(metadata["config"]["model"], plain["model"], "model.")
-        if differing:
-            raise InputError(f"{folder} was made with another model: {', '.join(differing)} differ")
-        expected = flat(like)
-        _check_arrays(folder, expected)
-        args = {
-            name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
-            for name, x in expected.items()
-        }
-        arrays = read_arrays(folder, args)
-        self.last = step
-        leaves = [arrays[name] for name in expected]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata["progress"]
+        refuse_old(folder)
+        if self._damaged(step, problems(folder, _share())):
+            return None
+        record = read_loop(folder)
+        check(record["config"])
+        hash_ = record["frozen"]
+        if hash_ and self._damaged(step, frozen_problems(folder, hash_, _share())):
+            return None
+        expected = like()
+        _check_model(folder, record, config)
+        items, frozen, scalars = split(expected)
+        _check_arrays(folder, items | ({FROZEN: frozen} if frozen else {}), hash_)
+        arrays, wrong = {}, []
+        for item, places in [*items.items(), *([(FROZEN, frozen)] if frozen else [])]:
+            where = frozen_folder(folder, hash_) if item == FROZEN else folder / item
+            try:
+                arrays[item] = read_arrays(where, _as_laid_out(places))
+            except InputError as error:
+                wrong.append(str(error))
+                break
+        if self._damaged(step, wrong):
+            return None
+        wrong = []
+        for item, found in arrays.items():
+            sealed = frozen_folder(folder, hash_) if item == FROZEN else folder
+            wrong += seal.differences(sealed, item, Fingerprints(found).values())
+        if self._damaged(step, wrong):
+            return None
+        self._frozen = hash_
+        return _joined(expected, arrays, record["scalars"]), record["progress"]
 
-    def _finish(self, commit: Future, step: int, finite: jax.Array, text: str) -> None:
-        """The background thread: all files to the disk, then the name that makes them count."""
+    def _damaged(self, step: int, wrong: list[str]) -> bool:
+        """Whether any process found something, having said what this one did."""
+        for text in wrong[:8]:
+            say(f"{self.folder}/{step} is damaged: {text}", everywhere=True)
+        return anywhere(bool(wrong))
+
+    def _put_aside(self, damaged: list[int], good: int) -> None:
+        for step in damaged:
+            say(f"step {step} cannot be used: continuing from step {good} instead")
+            if is_primary():
+                _put_aside(self.folder / str(step))
+        if damaged:
+            self._orbax.reload()
+        wait_for_all()
+
+    def _keep_frozen(self, frozen: dict[str, Any]) -> None:
+        """Starts writing the frozen parameters, unless this run has; the next commit waits."""
+        if self._frozen or not frozen:
+            return
+        prints = Fingerprints(frozen)
+        if not prints.finite():
+            raise RunError(EXIT_DIVERGED, "a frozen parameter is not finite; nothing is saved")
+        self._frozen = hash_of(prints.values())
+        folder = self.folder.parent / FROZEN / self._frozen
+        there = from_primary(int(is_primary() and _finished(folder)))
+        if there:
+            return
+        on_primary(lambda: folder.parent.mkdir(parents=True, exist_ok=True))
+        self._seals[_unfinished(folder.parent, folder.name)] = {FROZEN: prints}
+        where = _unfinished(folder.parent, folder.name)
+        self._frozen_writer = ocp.AsyncCheckpointer(
+            _handler(),
+            async_options=ocp.AsyncOptions(
+                timeout_secs=WRITE_SECONDS,
+                post_finalization_callback=lambda: self._seal(where),
+            ),
+            atomicity_options=_atomicity(folder),
+        )
+        self._frozen_writer.save(folder, args=ocp.args.PyTreeSave(frozen), force=True)
+
+    def _before_commit(self) -> None:
+        """On the first process, when all have written and the folder has not its name yet."""
+        if self._frozen_writer is not None:
+            self._frozen_writer.wait_until_finished()
+        self._seal(next(path for path in self._seals if path.parent == self.folder))
+
+    def _seal(self, path: epath.Path) -> None:
+        prints = self._seals[path]
+        if not all(each.finite() for each in prints.values()):
+            raise RunError(EXIT_DIVERGED, "not finite")
+        seal.write(path, {item: each.values() for item, each in prints.items()})
+
+    def _watch(self, commit: Future, step: int, prints: dict[str, Fingerprints]) -> None:
+        """The background thread: notices when it is written, or why it is not."""
         failure = None
         try:
-            self._writer.wait_until_finished()
-            if not bool(finite):
+            if not all(each.finite() for each in prints.values()):
                 text = f"the state of step {step} is not finite, and not saved; {self._left()}"
-                raise RunError(EXIT_DIVERGED, text)
-            if is_primary():
-                partial = self.folder / f"{step}{SAVING}"
-                (partial / METADATA).write_text(text, encoding="utf-8")
-                hashes.write(partial)
-                partial.rename(self.folder / str(step))
-                sync_folder(self.folder)
-                self._prune()
-        except RunError as error:
-            failure = error
+                failure = RunError(EXIT_DIVERGED, text)
+            if failure is None or jax.process_count() == 1:
+                self._orbax.wait_until_finished()
+            if is_primary() and failure is None and not is_bucket(self.folder):
+                sync_folder(Path(self.folder))
         except BaseException as error:
-            failure = self._not_written(step, error)
+            failure = failure or self._not_written(step, error)
+        self._seals.clear()
         if failure is None:
             commit.set_result(None)
             return
-        if is_primary():
-            shutil.rmtree(self.folder / f"{step}{SAVING}", ignore_errors=True)
+        if is_primary() and jax.process_count() == 1:
+            _remove(_unfinished(self.folder, step), self.folder / str(step))
         commit.set_exception(failure)
 
-    def _prune(self) -> None:
-        there = self.steps()
-        for step in there[: -self.keep] if self.keep else []:
-            if not self.keep_every or step % self.keep_every:
-                old = self.folder / f"{step}{DELETING}"
-                (self.folder / str(step)).rename(old)  # a kill must not leave half of one
-                shutil.rmtree(old)
+    def _taken_over(self) -> RunError:
+        assert self._lock is not None
+        text = f"another run has taken over {self.folder.parent} ({self._lock.lost})"
+        return RunError(EXIT_IO, f"{text}; nothing more is written by this one")
 
     def _not_written(self, step: int, error: BaseException) -> RunError:
+        if isinstance(error, RunError):
+            return error
         text = f"the checkpoint of step {step} could not be written ({reason(error)})"
         return RunError(EXIT_IO, f"{text}; {self._left()}")
 
     def _left(self) -> str:
-        left = self.steps()
+        try:
+            left = self.steps()
+        except Exception:  # the same storage that just failed
+            return "what was saved before is intact"
         return f"the last good one is of step {left[-1]}" if left else "there is no earlier one"
 
 
-def open_checkpoints(workdir: str | Path, keep: int = 0, keep_every: int = 0) -> Checkpoints:
+def open_checkpoints(
+    workdir: str | os.PathLike[str], keep: int = 0, keep_every: int = 0
+) -> Checkpoints:
     """Those of a workdir, to be written by this run alone: what a killed one left half is removed.
 
-    Raises RunError when that cannot be done, InputError when a new folder is on a file system that
-    does not rename folders.
+    Raises InputError when another run is at work in it, RunError when it cannot be written.
     """
-    folder = Path(workdir).resolve() / FOLDER
-    if is_primary():
-        try:
-            new = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.iterdir():
-                if STALE.fullmatch(path.name):
-                    shutil.rmtree(path)
-            if new:
-                _check_renames(folder)
-        except OSError as error:
-            raise RunError(EXIT_IO, f"{folder}: cannot be written ({error.strerror})") from error
-    wait_for_all()
-    return Checkpoints(folder, keep, keep_every)
-
-
-def _check_renames(folder: Path) -> None:
-    """Now, and not when the first checkpoint has been written. Raises InputError."""
-    before, after = folder / f"0{SAVING}", folder / f"0{DELETING}"
-    before.mkdir()
-    (before / METADATA).touch()
+    root = place(workdir, "workdir")
+    lock = Lock(root)
     try:
-        before.rename(after)
-    except OSError as error:
-        shutil.rmtree(before)
-        folder.rmdir()
-        raise InputError(
-            f"{folder}: folders cannot be renamed here ({error.strerror}), which checkpoints need; "
-            "a mounted bucket must have a hierarchical namespace (tpu/README.md, Buckets)"
-        ) from error
-    shutil.rmtree(after)
+        on_primary(lambda: _begin(root, lock))
+        manager = Checkpoints(root / FOLDER, keep, keep_every, lock if is_primary() else None)
+    except (OSError, ValueError) as error:
+        lock.release()
+        if isinstance(error, InputError):
+            raise
+        raise RunError(EXIT_IO, f"{root}: cannot be written ({reason(error)})") from error
+    wait_for_all()
+    return manager
 
 
-def steps(folder: Path) -> list[int]:
-    """The numbers among the names in ``folder``, ascending."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+def _begin(root: epath.Path, lock: Lock) -> None:
+    with reaching(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        (root / FOLDER).mkdir(parents=True, exist_ok=True)
+        for path in [*children(root / FOLDER), *children(root / FROZEN)]:
+            if SAVING in path.name:
+                path.rmtree()
+            elif is_bucket(root) and _is_unfinished(path):
+                say(f"{path} was not finished, and is removed")
+                path.rmtree()
 
 
-def problems(folder: Path, share: tuple[int, int] = (0, 1)) -> list[str]:
-    """What is wrong with one checkpoint; of ``share`` see ``hashes.problems``."""
-    wrong = hashes.problems(folder, share)
+def _orbax_manager(
+    folder: epath.Path, keep: int, keep_every: int, before_commit: Callable[[], None]
+) -> ocp.CheckpointManager:
+    """Orbax's manager: retention, writing in the background, and the commit."""
+    logging.getLogger("absl").addFilter(_without_waiting)
+    policies = ocp.checkpoint_managers
+    kept: list[Any] = [policies.LatestN(keep or None)]
+    if keep and keep_every:
+        kept.append(policies.EveryNSteps(keep_every))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        save_root_metadata=False,
+        lightweight_initialize=True,
+        atomicity_options=_atomicity(folder),
+        async_options=ocp.AsyncOptions(
+            timeout_secs=WRITE_SECONDS, post_finalization_callback=before_commit
+        ),
+    )
+    handlers: dict[str, Any] = {item: _handler() for item in ITEMS.values()}
+    handlers[LOOP] = ocp.JsonCheckpointHandler()
+    return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Of one item of arrays, which each process commits in one transaction.
+
+    With Orbax's default, a limit of 96 GB, every array has its own, and each writes the same small
+    object again, which a store allows about once a second.
+    """
+    return ocp.PyTreeCheckpointHandler(handler_impl=ocp.BasePyTreeCheckpointHandler())
+
+
+def _atomicity(folder: AnyPath) -> Any:
+    """How Orbax tells a finished folder; it knows by itself for gs:// and disks."""
+    if not str(folder).startswith("s3://"):
+        return None
+    orbax_s3.enable()
+    return ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
+
+
+def _without_waiting(record: logging.LogRecord) -> bool:
+    """Orbax warns whenever one write waits for the one before; the log says it as a phase."""
+    return not record.getMessage().startswith("Waiting for previous save")
+
+
+def _unfinished(parent: epath.Path, name: object) -> epath.Path:
+    """Where Orbax writes a folder until it commits it."""
+    return parent / (f"{name}" if is_bucket(parent) else f"{name}{SAVING}")
+
+
+def _put_aside(path: epath.Path) -> None:
+    """Keeps a damaged checkpoint for whoever wants to look at it, out of the way of others."""
+    if is_bucket(path):
+        (path / DAMAGED.removeprefix(".")).write_text("some of this is not as it was written\n")
+        (path / COMMITTED).unlink(missing_ok=True)
+        return
+    aside = path.with_name(path.name + DAMAGED)
+    aside.rmtree(missing_ok=True)
+    path.rename(aside)
+
+
+def _is_aside(path: epath.Path) -> bool:
+    if not is_bucket(path):
+        return path.name.endswith(DAMAGED)
+    return _is_step(path.name) and (path / DAMAGED.removeprefix(".")).exists()
+
+
+def _is_unfinished(path: epath.Path) -> bool:
+    """Of a step's folder in a bucket: that it was not committed, and is not kept as damaged."""
+    return _is_step(path.name) and not (path / COMMITTED).exists() and not _is_aside(path)
+
+
+def _finished(folder: epath.Path) -> bool:
+    return seal.sealed(folder) and (not is_bucket(folder) or (folder / COMMITTED).exists())
+
+
+def _remove(*paths: epath.Path) -> None:
+    """What a failed save left; a finished checkpoint is left alone."""
+    for path in paths:
+        try:
+            finished = (path / COMMITTED).exists()
+            if path.exists() and not finished:
+                path.rmtree()
+        except Exception:  # the same storage that just failed; the next start removes it
+            continue
+
+
+def steps(folder: AnyPath) -> list[int]:
+    """The numbers among the names in ``folder``, ascending; in a bucket, the finished ones."""
+    found = [path for path in children(folder) if _is_step(path.name)]
+    if is_bucket(folder):
+        found = [path for path in found if (path / COMMITTED).exists()]
+    return sorted(int(path.name) for path in found)
+
+
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and str(int(name)) == name
+
+
+def children(folder: AnyPath) -> list[epath.Path]:
+    """What is in a folder; nothing if it is absent."""
+    try:
+        return sorted(epath.Path(folder).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def problems(folder: AnyPath, share: tuple[int, int] = (0, 1)) -> list[str]:
+    """What is wrong with the files of one checkpoint; of ``share`` see ``seal.problems``."""
+    wrong = seal.problems(folder, share)
     if not wrong:
         try:
-            step = read_metadata(folder)["step"]
+            step = read_loop(folder)["scalars"]["step"]["value"]
         except InputError as error:
             return [str(error)]
         if str(step) != folder.name:
-            return [f"{METADATA}: it is of step {step}"]
+            return [f"{LOOP}: it is of step {step}"]
     return wrong
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
+def frozen_folder(checkpoint: AnyPath, hash_: str) -> epath.Path:
+    """Where the frozen parameters are that a checkpoint refers to."""
+    return epath.Path(checkpoint).parent.parent / FROZEN / hash_
+
+
+def frozen_problems(checkpoint: AnyPath, hash_: str, share: tuple[int, int] = (0, 1)) -> list[str]:
+    """What is wrong with the files of the frozen parameters of a checkpoint."""
+    folder = frozen_folder(checkpoint, hash_)
+    wrong = seal.problems(folder, share)
+    if not wrong and hash_of(seal.prints(folder)[FROZEN]) != hash_:
+        wrong = [f"{seal.NAME}: it is of other parameters"]
+    return [f"{FROZEN}/{hash_}/{text}" for text in wrong]
+
+
+def hash_of(prints: Mapping[str, str]) -> str:
+    """One hash of many arrays, from their fingerprints."""
+    text = json.dumps(dict(prints), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def refuse_old(folder: AnyPath) -> None:
+    """Raises InputError for a checkpoint of rb_jax 0.1, which had another layout."""
+    if all((folder / name).exists() for name in OLD):
+        raise InputError(
+            f"{folder}: a checkpoint of rb_jax 0.1, which this version does not read; write its "
+            "weights with that version (rb-jax export --family=rb_jax) and start from them with "
+            "--config.train.init_from in a new workdir"
+        )
+
+
+def read_loop(folder: AnyPath) -> dict[str, Any]:
     """The JSON part of one checkpoint."""
     try:
-        return json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        return json.loads((folder / LOOP / "metadata").read_bytes().decode("utf-8"))
     except (OSError, ValueError) as error:
         raise unreadable(folder, error) from error
 
 
-def array_metadata(folder: Path) -> dict[str, Any]:
-    """Name -> shape and dtype of each array of one checkpoint."""
+def array_metadata(folder: AnyPath) -> dict[str, Any]:
+    """Name -> shape and dtype of each array of one item's folder."""
     try:
-        item: Any = _reader().metadata(folder / STATE).item_metadata
+        item: Any = _reader(folder).metadata(epath.Path(folder))
         return item.tree
     except (ValueError, OSError, KeyError, AttributeError) as error:
         raise unreadable(folder, error) from error
 
 
-def read_arrays(folder: Path, restore_args: dict[str, Any]) -> dict[str, Any]:
-    """The named arrays of one checkpoint, read as the arguments say."""
+def read_arrays(folder: AnyPath, restore_args: dict[str, Any]) -> dict[str, Any]:
+    """The named arrays of one item's folder, read as the arguments say."""
+    if not restore_args:
+        return {}
     item = dict.fromkeys(restore_args, 0)
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     try:
-        return _reader().restore(folder / STATE, args=args)
-    except (ValueError, OSError, KeyError) as error:
+        return _reader(folder).restore(epath.Path(folder), args=args)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise unreadable(folder, error) from error
+
+
+def items_of(folder: AnyPath) -> list[str]:
+    """Which items of arrays one checkpoint has."""
+    return [item for item in ITEMS.values() if (folder / item).is_dir()]
+
+
+def split(state: State) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """A state as items of arrays by name, the frozen parameters, and its scalars for JSON.
+
+    The scalars of an abstract state are left out.
+    """
+    items: dict[str, dict[str, Any]] = {}
+    frozen, scalars = {}, {}
+    for name, leaf in flat(state).items():
+        first, _, rest = name.partition("/")
+        if first == FROZEN:
+            frozen[rest] = leaf
+        elif first in ITEMS:
+            items.setdefault(ITEMS[first], {})[rest] = leaf
+        elif not isinstance(leaf, jax.ShapeDtypeStruct):
+            value = np.asarray(jax.device_get(leaf))
+            scalars[name] = {"value": value.item(), "dtype": str(value.dtype)}
+    return items, frozen, scalars
 
 
 def flat(state: State) -> dict[str, Any]:
@@ -296,52 +533,77 @@ def flat(state: State) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-@jax.jit
-def all_finite(arrays: dict[str, jax.Array]) -> jax.Array:
-    """Whether every value of every floating array is."""
-    floating = [x for x in arrays.values() if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floating]))
+def _joined(like: State, arrays: dict[str, dict[str, Any]], scalars: dict[str, Any]) -> State:
+    """The inverse of ``split``, in the structure and layout of ``like``."""
+
+    def leaves() -> Iterator[Any]:
+        for name, leaf in flat(like).items():
+            first, _, rest = name.partition("/")
+            item = FROZEN if first == FROZEN else ITEMS.get(first)
+            if item is not None:
+                yield arrays[item][rest]
+                continue
+            value = np.asarray(scalars[name]["value"], leaf.dtype)
+            sharding = getattr(leaf, "sharding", None)
+            if sharding is None:
+                yield jax.numpy.asarray(value)
+            else:
+                yield jax.make_array_from_callback((), sharding, lambda _, v=value: v)
+
+    return jax.tree.unflatten(jax.tree.structure(like), list(leaves()))
 
 
-@jax.jit
-def checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The sum of each array's bits modulo 2**32, on its own devices; one flipped bit shows."""
-
-    def total(x):
-        if x.dtype == bool:
-            x = x.astype(jnp.uint8)
-        words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-        return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
-
-    return {name: total(x) for name, x in arrays.items()}
-
-
-def none_good(folder: Path) -> InputError:
+def none_good(folder: AnyPath) -> InputError:
     return InputError(
         f"{folder}: every checkpoint is damaged; bring one back from a copy, or delete the folder "
         "to start from the beginning"
     )
 
 
-def unreadable(folder: Path, error: Exception) -> InputError:
+def unreadable(folder: AnyPath, error: Exception) -> InputError:
     return InputError(f"{folder}: cannot be read ({reason(error)})")
 
 
-def _check_arrays(folder: Path, expected: dict[str, Any]) -> None:
-    tree = array_metadata(folder)
-    differences = [f"missing {name}" for name in sorted(set(expected) - set(tree))]
-    differences += [f"unexpected {name}" for name in sorted(set(tree) - set(expected))]
-    for name in sorted(set(tree) & set(expected)):
-        have = (tuple(tree[name].shape), str(tree[name].dtype))
-        want = (tuple(expected[name].shape), str(expected[name].dtype))
+def _check_model(folder: epath.Path, record: dict[str, Any], config: Config) -> None:
+    plain = dataclasses.asdict(config)
+    differing = differing_keys(record["config"]["model"], plain["model"], "model.")
+    if differing:
+        raise InputError(f"{folder} was made with another model: {', '.join(differing)} differ")
+
+
+def _check_arrays(folder: epath.Path, items: dict[str, dict[str, Any]], hash_: str) -> None:
+    """Raises InputError when an array is missing, unexpected, of another shape or dtype."""
+    there = {item: array_metadata(folder / item) for item in items_of(folder)}
+    if hash_:
+        there[FROZEN] = array_metadata(frozen_folder(folder, hash_))
+    have_all = {f"{item}/{name}": x for item, tree in there.items() for name, x in tree.items()}
+    want_all = {f"{item}/{name}": x for item, tree in items.items() for name, x in tree.items()}
+    differences = [f"missing {name}" for name in sorted(set(want_all) - set(have_all))]
+    differences += [f"unexpected {name}" for name in sorted(set(have_all) - set(want_all))]
+    for name in sorted(set(have_all) & set(want_all)):
+        have = (tuple(have_all[name].shape), str(have_all[name].dtype))
+        want = (tuple(want_all[name].shape), str(want_all[name].dtype))
         if have != want:
             differences.append(f"{name} is {have[1]}{list(have[0])}, not {want[1]}{list(want[0])}")
     if differences:
         raise InputError(f"{folder}: {listed(differences, '; ')}")
 
 
-def _reader() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+def _as_laid_out(places: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
+        for name, x in places.items()
+    }
+
+
+def _share() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
+
+
+def _reader(folder: AnyPath) -> ocp.PyTreeCheckpointHandler:
+    """Without Orbax's checkpointer around it: its barriers would hang when one process fails."""
+    _atomicity(folder)
+    return _handler()
 
 
 def _version() -> str:

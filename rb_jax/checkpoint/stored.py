@@ -3,66 +3,81 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from rb_jax.checkpoint import fingerprints, seal
 from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.config import Config, ConfigError, from_stored
 from rb_jax.errors import InputError, listed
+from rb_jax.storage import place, reaching
 from rb_jax.weights.folder import STEM, has_weights, open_weights, resolve
 from rb_jax.weights.folder import stored_config as folder_config
 from rb_jax.weights.params import Params, check_weights, definition
 
+T = TypeVar("T")
+Source = str | os.PathLike[str]
 
-def find(folder: str | Path) -> tuple[Path, int | None] | None:
+
+def find(folder: Source) -> tuple[epath.Path, int | None] | None:
     """Where the checkpoints are and which step is meant (None: the newest), or None if nowhere.
 
     ``folder`` may be a workdir, its checkpoints folder, or one checkpoint.
     """
-    folder = Path(folder).resolve()
-    if folder.name.isdecimal() and (folder / checkpoint.STATE).is_dir():
-        return folder.parent, int(folder.name)
-    for place in (folder / checkpoint.FOLDER, folder):
-        if checkpoint.steps(place):
-            return place, None
+    root = place(folder)
+    with reaching(root):
+        checkpoint.refuse_old(root)
+        if root.name.isdecimal() and (root / checkpoint.LOOP).is_dir():
+            return root.parent, int(root.name)
+        for where in (root / checkpoint.FOLDER, root):
+            if checkpoint.steps(where):
+                return where, None
     return None
 
 
-def open_good(folder: str | Path) -> Path:
-    """The checkpoint that ``folder`` means, its files verified.
+def newest_good(folder: Source, read: Callable[[epath.Path], T]) -> T:
+    """What ``read`` makes of the checkpoint that ``folder`` means, its files verified.
 
-    Of a workdir the newest that is whole, with a warning about those that are not. Raises
-    InputError when there is none.
+    Of a workdir the newest that is whole, with a warning about those that are not; ``read`` raises
+    InputError for one that it finds damaged. Raises InputError when there is none.
     """
     location = find(folder)
     if location is None:
         raise InputError(f"{folder}: no checkpoint in it")
-    place, step = location
-    for each in [step] if step is not None else reversed(checkpoint.steps(place)):
-        wrong = checkpoint.problems(place / str(each))
-        if not wrong:
-            return place / str(each)
-        text = f"{place}/{each} is damaged: {listed(wrong, '; ')}"
-        if step is not None:
-            raise InputError(text)
-        warnings.warn(f"{text}; looking for an older one", stacklevel=2)
-    raise checkpoint.none_good(place)
+    where, chosen = location
+    with reaching(where):
+        for step in [chosen] if chosen is not None else reversed(checkpoint.steps(where)):
+            each = where / str(step)
+            checkpoint.refuse_old(each)
+            wrong = checkpoint.problems(each)
+            if not wrong:
+                try:
+                    return read(each)
+                except InputError as error:
+                    wrong = [str(error)]
+            text = f"{each} is damaged: {listed(wrong, '; ')}"
+            if chosen is not None:
+                raise InputError(text)
+            warnings.warn(f"{text}; looking for an older one", stacklevel=2)
+    raise checkpoint.none_good(where)
 
 
-def stored_config(source: str | Path) -> Config:
+def stored_config(source: Source) -> Config:
     """The configuration of a weights folder, a workdir or "shipped"; InputError without one."""
     folder = resolve(source)
     if has_weights(folder) or not find(folder):
         return folder_config(folder)
-    return _config_of(open_good(folder), folder)
+    return newest_good(folder, _config_of)
 
 
-def load_weights(source: str | Path) -> tuple[Config, Params]:
+def load_weights(source: Source) -> tuple[Config, Params]:
     """Configuration and arrays (path -> NumPy array, as stored) of a weights folder or a workdir.
 
     "shipped" is the editing model that comes with the package. Of a training workdir, or one of its
@@ -82,31 +97,33 @@ def load_weights(source: str | Path) -> tuple[Config, Params]:
     return config, params
 
 
-def load_ema(folder: str | Path) -> tuple[Config, Params]:
+def load_ema(folder: Source) -> tuple[Config, Params]:
     """Configuration and weights (NumPy; trainable ones as their running average) of a checkpoint.
 
     Raises InputError when there is none, or it cannot be read.
     """
-    place = open_good(folder)
-    there = checkpoint.array_metadata(place)
-    trained = "ema/" if any(name.startswith("ema/") for name in there) else "params/"
-    arrays = _numpy(place, [name for name in there if name.startswith((trained, "frozen/"))])
-    return _config_of(place, folder), {
-        name.split("/", 1)[1]: value for name, value in arrays.items()
-    }
+
+    def read(each: epath.Path) -> tuple[Config, Params]:
+        trained = checkpoint.EMA if checkpoint.EMA in checkpoint.items_of(each) else None
+        arrays = _arrays(each, [trained or checkpoint.PARAMS])
+        return _config_of(each), {path: x for item in arrays.values() for path, x in item.items()}
+
+    return newest_good(folder, read)
 
 
-def _config_of(place: Path, folder: str | Path) -> Config:
-    try:
-        return from_stored(checkpoint.read_metadata(place)["config"])
-    except ConfigError as error:
-        raise InputError(f"{folder}: {error}") from error
+def load_arrays(folder: Source) -> dict[str, np.ndarray]:
+    """Every value of a checkpoint's state, by ``checkpoint.flat``'s names."""
+    names = {item: first for first, item in checkpoint.ITEMS.items()}
 
+    def read(each: epath.Path) -> dict[str, np.ndarray]:
+        arrays = _arrays(each, checkpoint.items_of(each))
+        scalars = checkpoint.read_loop(each)["scalars"]
+        found = {name: np.asarray(x["value"], x["dtype"]) for name, x in scalars.items()}
+        for item, tree in arrays.items():
+            found |= {f"{names.get(item, item)}/{path}": x for path, x in tree.items()}
+        return found
 
-def load_arrays(folder: str | Path) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint's state, by ``checkpoint.flat``'s names."""
-    place = open_good(folder)
-    return _numpy(place, list(checkpoint.array_metadata(place)))
+    return newest_good(folder, read)
 
 
 def state_hash(arrays: Mapping[str, np.ndarray]) -> str:
@@ -119,7 +136,29 @@ def state_hash(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _numpy(place: Path, names: list[str]) -> dict[str, Any]:
-    return checkpoint.read_arrays(
-        place, {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    )
+def _config_of(each: epath.Path) -> Config:
+    try:
+        return from_stored(checkpoint.read_loop(each)["config"])
+    except ConfigError as error:
+        raise InputError(f"{each}: {error}") from error
+
+
+def _arrays(each: epath.Path, items: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
+    """These items of a checkpoint and its frozen parameters, as NumPy arrays, verified."""
+    folders = {item: (each / item, each) for item in items}
+    if hash_ := checkpoint.read_loop(each)["frozen"]:
+        if wrong := checkpoint.frozen_problems(each, hash_):
+            raise InputError(listed(wrong, "; "))
+        frozen = checkpoint.frozen_folder(each, hash_)
+        folders[checkpoint.FROZEN] = frozen, frozen
+    arrays = {}
+    for item, (folder, sealed) in folders.items():
+        there = checkpoint.array_metadata(folder)
+        arrays[item] = checkpoint.read_arrays(
+            folder, {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in there}
+        )
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            found = fingerprints.of(arrays[item])
+        if wrong := seal.differences(sealed, item, found):
+            raise InputError(listed(wrong, "; "))
+    return arrays

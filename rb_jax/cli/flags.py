@@ -16,6 +16,7 @@ from rb_jax.errors import InputError, refuse_url
 from rb_jax.runtime import logging
 
 HELP = ("--help", "-h", "-help")
+BUCKETS = ("workdir", "checkpoint", "compilation_cache")  # may be in one
 
 
 class Flags:
@@ -95,7 +96,7 @@ class Flags:
         """Where compiled programs are kept."""
         self.string(
             "compilation_cache",
-            "Folder for compiled programs, or off (default: rb_jax in your cache folder).",
+            "Folder or bucket for compiled programs, or off (default: in your cache folder).",
         )
 
     def sampling(self):
@@ -141,7 +142,7 @@ class Flags:
         for name in self.values:
             value = self.values[name].value if name != "instruction" else None
             for each in value if isinstance(value, list) else [value]:
-                refuse_url(f"--{name}", each)
+                refuse_url(f"--{name}", each, buckets=name in BUCKETS)
         logging.setup(str(self.values["verbosity"].value))
         return True
 

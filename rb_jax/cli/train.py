@@ -16,11 +16,13 @@ from pathlib import Path
 from rb_jax.cli.flags import Flags
 from rb_jax.files import check_writable
 from rb_jax.runtime.exits import installed
+from rb_jax.storage import is_bucket
 
 
 def define(flags: Flags) -> None:
     flags.config()
-    flags.string("workdir", "Folder of the run: checkpoints, logs, weights.", required=True)
+    text = "Folder of the run, on a disk or gs://BUCKET/RUN or s3://BUCKET/RUN."
+    flags.string("workdir", text, required=True)
     found = "(default: found on Cloud TPU and Slurm)."
     flags.string("coordinator_address", f"HOST:PORT of the first of several processes {found}")
     flags.integer("num_processes", f"How many processes train together {found}")
@@ -31,7 +33,8 @@ def define(flags: Flags) -> None:
 def run(flags: Flags) -> int:
     with installed() as signals:  # ahead of all that takes time
         config = flags.checked_config()
-        check_writable(Path(flags.workdir))
+        if not is_bucket(flags.workdir):
+            check_writable(Path(flags.workdir))
         from rb_jax.runtime import distributed
 
         # First of all: JAX must not have looked for devices yet.

@@ -15,6 +15,8 @@ from rb_jax.config.group import ConfigError
 from rb_jax.config.schema import Config
 from rb_jax.errors import refuse_url
 
+BUCKETS = ("train.init_from", "train.autoencoder_from")  # may be in one
+
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
     """The editable form that configs/*.py return and absl flags override."""
@@ -104,7 +106,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"config.{key}: expected {hint.__name__}, got {value!r}")
-    refuse_url(f"config.{key}", value)
+    refuse_url(f"config.{key}", value, buckets=key in BUCKETS)
     return value
 
 

@@ -58,7 +58,8 @@ def load(spec: str, preset: str = "") -> ml_collections.ConfigDict:
 
     Raises InputError, in one line, for whatever is wrong with the file or the preset.
     """
-    refuse_url("--config", spec.removeprefix("from_checkpoint:"))
+    from_checkpoint = spec.startswith("from_checkpoint:")
+    refuse_url("--config", spec.removeprefix("from_checkpoint:"), buckets=from_checkpoint)
     name, _, own = spec.partition(":")
     module, preset = load_module(name), preset or own
     get_config = module.get_config

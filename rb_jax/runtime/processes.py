@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -71,6 +71,34 @@ def primary_first(action: Callable[[], T]) -> T:
     if from_primary(error is not None):
         raise error or InputError("the first process failed; its output says why")
     return results[0] if results else action()
+
+
+def on_primary(action: Callable[[], None]) -> None:
+    """Runs ``action`` on the first process only; when it fails there, all raise."""
+    error = None
+    if is_primary():
+        try:
+            action()
+        except Exception as caught:
+            error = caught
+    if from_primary(error is not None):
+        raise error or InputError("the first process failed; its output says why")
+
+
+def whole_anywhere(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arrays, those that are spread over processes whole on each of them."""
+    spread = {
+        name: x
+        for name, x in arrays.items()
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    }
+    if not spread:
+        return dict(arrays)
+    layouts = {
+        name: NamedSharding(getattr(x.sharding, "mesh"), PartitionSpec())  # noqa: B009
+        for name, x in spread.items()
+    }
+    return dict(arrays) | jax.jit(lambda tree: tree, out_shardings=layouts)(spread)
 
 
 def to_host(array: Any) -> np.ndarray:

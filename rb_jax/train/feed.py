@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
-from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint import fingerprints
 from rb_jax.config import Config, ConfigError
 from rb_jax.data.cache import prepared
 from rb_jax.data.cache.features import FeatureCache, read_manifest, weights_hash
@@ -140,8 +140,8 @@ def latent_encoder(
     if any(path.startswith("autoencoder/") for path in state.params):
         raise ConfigError("config.data.prepare: the autoencoder is trained; freeze or clear")
     weights = {p: v for p, v in state.frozen.items() if p.startswith("autoencoder/")}
-    sums = jax.device_get(checkpoint.checksums(weights))
-    fingerprint = "-".join(f"{int(sums[path]):08x}" for path in sorted(sums))
+    values = fingerprints.of(weights)
+    fingerprint = "-".join(values[path] for path in sorted(values))
 
     every = dict(state.params) | state.frozen
     shapes = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in every.items()}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import hashlib
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -13,13 +15,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
 from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.config import Config, differing_keys
-from rb_jax.errors import InputError, refuse_url
+from rb_jax.errors import InputError
 from rb_jax.files import to_json, write_text
+from rb_jax.runtime.compiling import user_cache
 from rb_jax.runtime.exits import EXIT_IO, STATUS, RunError, Signals, installed
 from rb_jax.runtime.processes import from_primary, is_primary, say, wait_for_all
 from rb_jax.runtime.progress import working
@@ -33,11 +37,12 @@ from rb_jax.sharding.mesh import (
     shard_batch,
 )
 from rb_jax.sharding.rules import param_shardings
+from rb_jax.storage import Mirror, Unreachable, is_bucket, place
 from rb_jax.train import feed
 from rb_jax.train.evaluation import Evaluator
 from rb_jax.train.guard import Guard
 from rb_jax.train.initial import check_sources, initial_weights, whole_model
-from rb_jax.train.metrics import Clock, RunLog, Window, peak_flops
+from rb_jax.train.metrics import LINES, Clock, RunLog, Window, peak_flops
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.profiler import Profiler
 from rb_jax.train.state import (
@@ -50,7 +55,7 @@ from rb_jax.train.state import (
 )
 from rb_jax.train.step import train_step
 from rb_jax.train.stepper import Stepper
-from rb_jax.weights.folder import save_weights
+from rb_jax.weights.folder import CONFIG, save_weights
 from rb_jax.weights.params import Params, definition
 
 # What may change between two commands on one workdir; everything else would make the checkpoint
@@ -79,6 +84,7 @@ CHANGEABLE = (
 
 # The actions that come round every train.<name>_every steps.
 CADENCES = ("log", "eval", "checkpoint")
+SYNC_SECONDS = 60.0  # at most, until a bucket shows what was logged
 
 
 @dataclasses.dataclass
@@ -86,7 +92,7 @@ class Run:
     """What the parts of the loop share."""
 
     config: Config
-    workdir: Path
+    outputs: Mirror  # what is written a little at a time, and copied to a workdir in a bucket
     mesh: jax.sharding.Mesh
     manager: checkpoint.Checkpoints
     log: RunLog
@@ -98,6 +104,20 @@ class Run:
     profiler: Profiler
     evaluates: bool = False  # whether the evaluation of the state's step is still to be done
     pending: dict[str, Any] | None = None  # metrics of a step that the devices may still work on
+    synced: float = 0.0  # when ``outputs`` were last copied
+
+    @property
+    def workdir(self) -> Path:
+        """The local folder of the outputs."""
+        return self.outputs.folder
+
+    @property
+    def scratch(self) -> Path:
+        """Where examples may be prepared: the workdir, or for one in a bucket the user's cache."""
+        where = str(self.outputs.target)
+        if not is_bucket(where):
+            return self.workdir
+        return user_cache() / "rb_jax" / hashlib.sha256(where.encode()).hexdigest()[:16]
 
 
 def train(config: Config, workdir: str | Path, signals: Signals | None = None) -> int:
@@ -106,26 +126,26 @@ def train(config: Config, workdir: str | Path, signals: Signals | None = None) -
     0 when finished, 75 or 130 after SIGTERM or ctrl-C, in both cases with a checkpoint from which
     the same command continues with the very next batch. Writes checkpoints/, metrics.jsonl,
     tensorboard/, samples/ and at the end weights/. Of several processes each must call this with
-    the same values; a signal to one stops all after the same step. ``signals`` are those of the
-    process if it has handlers already. Raises InputError when the workdir is a URL, holds a run of
-    another configuration or only damaged checkpoints, ConfigError when the configuration cannot be
-    trained, RunError when the run cannot go on.
+    the same values; a signal to one stops all after the same step. ``workdir`` may be in a bucket
+    (gs://BUCKET/RUN, s3://BUCKET/RUN). ``signals`` are those of the process if it has handlers
+    already. Raises InputError when the workdir holds a run of another configuration, one that is at
+    work, or only damaged checkpoints, ConfigError when the configuration cannot be trained,
+    RunError when the run cannot go on.
     """
-    refuse_url("workdir", str(workdir))
     try:
         with ExitStack() as stack:
             signals = signals or stack.enter_context(installed())
-            return _train(config, Path(workdir).resolve(), signals, stack)
-    except OSError as error:
+            return _train(config, place(workdir, "workdir"), signals, stack)
+    except (OSError, Unreachable) as error:
         raise RunError(EXIT_IO, f"{workdir}: {error}; what was saved is intact") from error
 
 
-def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) -> int:
+def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitStack) -> int:
     settings = config.train
     mesh = make_mesh(config.mesh)
     check_batch_size(mesh, settings.batch_size)
     check_heads(mesh, config.model)
-    if not (workdir / "checkpoints").exists():  # a run that cannot begin leaves nothing
+    if not checkpoint.steps(workdir / checkpoint.FOLDER):  # a run that cannot begin leaves nothing
         check_sources(config)
         feed.check_data(config)
     watchdog = stack.enter_context(closing(Watchdog(settings.step_timeout)))
@@ -135,18 +155,21 @@ def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) ->
     state, saved = start(config, manager, mesh)
     say(parameter_report(state))
     step = int(state.step)
-    if step >= settings.steps and from_primary((workdir / "weights").exists()):
+    finished = is_primary() and (workdir / "weights" / CONFIG).exists()
+    if step >= settings.steps and from_primary(finished):
         say(f"{workdir}: already finished, {step} steps; raise train.steps to train on")
         return 0
+    outputs = stack.enter_context(closing(Mirror(workdir, (LINES,) if is_primary() else ())))
     if is_primary():
-        write_text(workdir / "config.json", to_json(dataclasses.asdict(config)))
+        write_text(outputs.folder / "config.json", to_json(dataclasses.asdict(config)))
     evaluates = saved.get("evaluates", False)
-    log = stack.enter_context(closing(RunLog(workdir, step, evaluates, settings.wandb)))
+    log = RunLog(outputs.folder, step, evaluates, settings.wandb, str(workdir))
+    stack.enter_context(closing(log))
     guard = Guard(settings.max_skipped, int(state.skipped), saved.get("skipped_in_a_row", 0))
-    profiler = stack.enter_context(closing(Profiler(config.profile, workdir)))
+    profiler = stack.enter_context(closing(Profiler(config.profile, outputs.folder)))
     run = Run(
         config,
-        workdir,
+        outputs,
         mesh,
         manager,
         log,
@@ -173,13 +196,13 @@ def _train(config: Config, workdir: Path, signals: Signals, stack: ExitStack) ->
     return 0
 
 
-def write_weights(workdir: Path, config: Config, state: TrainState) -> None:
+def write_weights(workdir: epath.Path, config: Config, state: TrainState) -> None:
     """The running average, and the encoders it started with; returns when it is written."""
     save_weights(workdir / "weights", *whole_model(config, ema_params(state)))
     wait_for_all()
 
 
-def check_workdir(config: Config, workdir: Path, there: dict[str, Any]) -> None:
+def check_workdir(config: Config, workdir: object, there: dict[str, Any]) -> None:
     """Raises InputError naming the keys in which the run there was configured otherwise.
 
     How often to log, evaluate and save may change, and train.steps may be raised.
@@ -198,16 +221,18 @@ def start(
     config: Config, manager: checkpoint.Checkpoints, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, dict[str, Any]]:
     """The newest good checkpoint's state and the loop's record, or a fresh state and {}."""
-    step, tx = manager.newest_good(), make_optimizer(config)
-    if step is None:
-        weights = distributed(initial_weights(config), mesh)
-        with working("initialising the parameters"):
-            return init_state(config, tx, weights, mesh), {}
-    there = checkpoint.read_metadata(manager.folder / str(step))["config"]
-    check_workdir(config, manager.folder.parent, there)
-    restored = manager.restore(step, config, abstract_state(config, tx, mesh))
-    say(f"continuing from {manager.folder} at step {step}")
-    return restored
+    tx = make_optimizer(config)
+    restored = manager.restore_newest(
+        config,
+        lambda: abstract_state(config, tx, mesh),
+        lambda there: check_workdir(config, manager.folder.parent, there),
+    )
+    if restored is not None:
+        say(f"continuing from {manager.folder} at step {manager.last}")
+        return restored
+    weights = distributed(initial_weights(config), mesh)
+    with working("initialising the parameters"):
+        return init_state(config, tx, weights, mesh), {}
 
 
 def distributed(weights: Params, mesh: jax.sharding.Mesh) -> Params:
@@ -230,7 +255,7 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
         run.stop.signals.release()  # nothing new to lose yet
     if first >= config.train.steps:
         return state, 0
-    stream = feed.train_batches(config, run.workdir, graphdef, state, run.mesh)
+    stream = feed.train_batches(config, run.scratch, graphdef, state, run.mesh)
     batches = feed.Interruptible(stream, run.stop.alone)
     batch = next_batch(run, batches)
     run.watchdog.allow("compiling the step", LONG)
@@ -324,7 +349,9 @@ def evaluate(run: Run, evaluator: Evaluator, state: TrainState) -> bool:
             evaluator.compile(state)
     run.watchdog.allow("an evaluation", LONG)
     with run.clock.phase("evaluation"):
-        return evaluator.evaluate(run.workdir, run.log, state, run.stop.now)
+        done = evaluator.evaluate(run.workdir, run.log, state, run.stop.now)
+        copy_outputs(run)
+        return done
 
 
 def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any) -> Stepper:
@@ -337,7 +364,6 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     stepper = Stepper(config, jitted, run.mesh, peak)
     with run.clock.phase("compile"):
         stepper.compile(state, batch)
-        run.manager.compile(state)
     seconds, flops = run.clock.spent["compile"], stepper.flops(batch)
     say(
         f"compiled the step in {seconds:.1f} s; {flops / 1e9:.2f} GFLOP per step; "
@@ -381,6 +407,8 @@ def log_line(run: Run, step: int, stepper: Stepper, progress: Progress) -> None:
     speed = run.clock.report(stepper.peak)
     run.log.write("train", step, means | speed)
     run.window.sums.clear()
+    if time.monotonic() - run.synced > SYNC_SECONDS:
+        copy_outputs(run)
     progress.show(step, means["loss"], speed["steps_per_second"])
 
 
@@ -393,8 +421,16 @@ def save(run: Run, state: TrainState) -> None:
     progress = {"window": window, "skipped_in_a_row": run.guard.row, "evaluates": run.evaluates}
     progress["seconds"] = run.clock.totals
     with run.clock.phase("checkpoint"):
-        run.log.sync()
+        copy_outputs(run)
         run.manager.save(state, run.config, progress)
+
+
+def copy_outputs(run: Run) -> None:
+    """Brings lines and pictures to the disk, and to the bucket that the workdir is in."""
+    run.log.sync()
+    if is_primary():
+        run.outputs.sync()
+    run.synced = time.monotonic()
 
 
 class Progress:

@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from rb_jax.files import write_text
 from rb_jax.runtime.processes import is_primary
 from rb_jax.sharding.chips import device_flops
+from rb_jax.storage import place
 from rb_jax.train.wandb_board import WandbBoard
 
 LINES = "metrics.jsonl"
@@ -145,15 +146,23 @@ class RunLog:
     Written by the first of several processes; the others' calls do nothing.
     Lines and events after ``step``, left by a run that was killed later than its last
     checkpoint, are dropped: they are about to be written again, and so is, with ``evaluates``,
-    the evaluation of that step.
+    the evaluation of that step. ``known_as`` is the workdir by its lasting name, for Weights &
+    Biases.
     """
 
-    def __init__(self, workdir: Path, step: int, evaluates: bool = False, wandb: str = ""):
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        evaluates: bool = False,
+        wandb: str = "",
+        known_as: str = "",
+    ):
         self.file = self.board = self.wandb = None
         if not is_primary():
             return
         workdir.mkdir(parents=True, exist_ok=True)
-        self.wandb = WandbBoard(wandb, workdir) if wandb else None
+        self.wandb = WandbBoard(wandb, workdir, known_as or str(workdir)) if wandb else None
         path = workdir / LINES
         kept = [row for row in read_lines(workdir) if row["step"] <= step]
         if evaluates:
@@ -180,6 +189,8 @@ class RunLog:
             os.fsync(self.file.fileno())
             self.file.close()  # a mounted bucket keeps a new file only once it is closed
             self.file = self.path.open("a", encoding="utf-8")
+        if self.board is not None:
+            self.board.flush()
 
     def image(self, name: str, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
         if self.board is not None:
@@ -193,11 +204,12 @@ class RunLog:
                 each.close()
 
 
-def read_lines(workdir: str | Path) -> list[dict[str, Any]]:
+def read_lines(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a workdir's metrics.jsonl; a last line cut short by a kill is ignored."""
-    path = Path(workdir) / LINES
+    path = place(workdir) / LINES
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_bytes().decode("utf-8") if path.exists() else ""
+    for line in text.splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -20,15 +20,15 @@ class WandbBoard:
     InputError when it is not installed.
     """
 
-    def __init__(self, project: str, workdir: Path):
+    def __init__(self, project: str, workdir: Path, known_as: str):
         try:
             self._wandb = importlib.import_module("wandb")
         except ImportError:
             raise InputError("config.train.wandb: pip install wandb, or leave it empty") from None
         self._run = self._wandb.init(
             project=project,
-            name=workdir.name,
-            id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],
+            name=known_as.rpartition("/")[2],
+            id=hashlib.sha256(known_as.encode()).hexdigest()[:16],
             dir=str(workdir),
             resume="allow",
         )

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from rb_jax.config import Config, ConfigError, differing_keys, from_stored
 from rb_jax.errors import InputError
 from rb_jax.files import new_folder
 from rb_jax.runtime.processes import host_pieces, is_primary
+from rb_jax.storage import fetched, is_bucket, place, reaching, upload
 from rb_jax.weights.safetensors.reader import TensorFiles
 from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
@@ -34,12 +37,16 @@ WeightDtype = Literal["float32", "bfloat16", "float16"]
 
 
 def save_weights(
-    folder: str | Path, config: Config, params: Mapping[str, Any], dtype: WeightDtype = "float32"
+    folder: str | os.PathLike[str],
+    config: Config,
+    params: Mapping[str, Any],
+    dtype: WeightDtype = "float32",
 ) -> None:
     """Writes every array of ``params`` (path -> array), floating ones as ``dtype``.
 
     Of several processes, which must all call this, the first writes. The folder appears complete
-    or not at all. Raises ValueError when a value that is finite now would not be finite in
+    or not at all; in a bucket, to which it is copied from a temporary folder here, config.json
+    appears last. Raises ValueError when a value that is finite now would not be finite in
     ``dtype``.
     """
 
@@ -49,9 +56,13 @@ def save_weights(
 
     specs = [TensorSpec(p, _stored_dtype(x, dtype), np.shape(x)) for p, x in params.items()]
     if is_primary():
-        with new_folder(Path(folder), replace=True) as new:
+        local = tempfile.mkdtemp(prefix="rb_jax-") if is_bucket(folder) else folder
+        with new_folder(Path(local), replace=True) as new:
             write_tensors(new, STEM, specs, produce, checksums=True)
             write_config(new, config)
+        if is_bucket(folder):
+            upload(Path(local), place(folder), last=CONFIG)
+            shutil.rmtree(local, ignore_errors=True)
     else:
         for spec in specs:  # in the writer's order: a piece is brought together by all processes
             for _ in host_pieces(params[spec.name]):
@@ -75,11 +86,18 @@ def has_weights(folder: Path) -> bool:
     return any((folder / f"{STEM}.safetensors{end}").is_file() for end in ("", ".index.json"))
 
 
-def resolve(source: str | Path, shipped: str = SHIPPED["init_from"]) -> Path:
-    """The folder that ``source`` means; 'shipped' is the one in the package's assets."""
-    if str(source) != "shipped":
+def resolve(source: str | os.PathLike[str], shipped: str = SHIPPED["init_from"]) -> Path:
+    """The folder that ``source`` means; 'shipped' is the one in the package's assets.
+
+    Of weights in a bucket it is a copy on this machine; of a workdir there, its epath.Path.
+    """
+    if str(source) == "shipped":
+        return Path(str(importlib.resources.files("rb_jax"))) / "assets" / shipped
+    if not is_bucket(source):
         return Path(source)
-    return Path(str(importlib.resources.files("rb_jax"))) / "assets" / shipped
+    folder: Any = place(source)
+    with reaching(folder):
+        return fetched(folder) if has_weights(folder) else folder
 
 
 def differing_model_keys(a: Config, b: Config, parts: tuple[str, ...] = ("model",)) -> list[str]:

@@ -60,7 +60,11 @@ def test_training_on_a_folder_continues_bit_for_bit(folder, tmp_path):
     with checkpoint.open_checkpoints(tmp_path) as manager:
         manager.save(run(start, 0, 2), config, {})
         manager.wait()
-        restored, _ = manager.restore(2, config, abstract_state(config, tx, mesh))
+        found = manager.restore_newest(
+            config, lambda: abstract_state(config, tx, mesh), lambda there: None
+        )
+        assert found is not None
+        restored = found[0]
     parts = run(restored, 2, 4)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start.params, whole.params)
     assert np.mean(list(moved.values())) > 0.9

@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.torture import damage, elastic, stops
+from tests import buckets
+from tests.torture import child, damage, elastic, stops
 
 
 def main() -> int:
@@ -27,12 +28,22 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--cuts", type=int, default=200)
     parser.add_argument("--disks", type=int, default=20, help="needs the right to mount a tmpfs")
+    parser.add_argument(
+        "--bucket", action="store_true", help="kills and stops with the workdir in a bucket"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="rb_jax_torture_"))
     try:
-        results = torture(args, folder)
+        if args.bucket:
+            args.flips = args.cuts = args.disks = 0
+            args.devices, args.processes = "", False
+            with buckets.google():
+                child.BUCKET = f"gs://{buckets.BUCKET}"
+                results = torture(args, folder)
+        else:
+            results = torture(args, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if args.json:

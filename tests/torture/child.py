@@ -10,11 +10,10 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,19 @@ import jax
 import numpy as np
 
 from rb_jax import cli
+from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.checkpoint.stored import load_arrays, state_hash
 from rb_jax.data.pipeline import loader
+from rb_jax.storage import place
 from rb_jax.train import feed, loop
 from rb_jax.train.metrics import is_timing, read_lines
 from rb_jax.weights import params
 from tests import quick
+from tests.addresses import free_address
 from tests.train import fake
 
 __all__ = ["loader", "loop"]  # imported for the children
+BUCKET = ""  # where the runs are, if not beside their logs; their names are still local paths
 CONFIG = """
 from rb_jax.config import to_config_dict
 from tests.train import fake
@@ -46,6 +49,11 @@ def write_config(folder: Path, **values) -> Path:
     path = folder / "config.py"
     path.write_text(CONFIG.format(values=", ".join(f"{k}={v!r}" for k, v in values.items())))
     return path
+
+
+def where(workdir: Path) -> str:
+    """The run itself, on the disk or in the bucket."""
+    return f"{BUCKET}/{workdir.name}" if BUCKET else str(workdir)
 
 
 def start(
@@ -64,7 +72,7 @@ def start(
         os.environ["XLA_FLAGS"] = f"{quick.FLAGS} --xla_force_host_platform_device_count={devices}"
         params.MODELS = fake.MODELS
         record_samples(workdir)
-        command = ["train", f"--config={config}", f"--workdir={workdir}", *flags]
+        command = ["train", f"--config={config}", f"--workdir={where(workdir)}", *flags]
         sys.argv = ["rb-jax", *command]
         code = cli.main()
     except BaseException:
@@ -75,10 +83,7 @@ def start(
 
 def start_two(config: Path, workdir: Path, devices: int, flags: Sequence[str] = ()) -> list[int]:
     """Two processes that train together, with ``devices`` each."""
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        address = f"localhost:{server.getsockname()[1]}"
-    joined = [f"--coordinator_address={address}", "--num_processes=2", *flags]
+    joined = [f"--coordinator_address={free_address()}", "--num_processes=2", *flags]
     return [start(config, workdir, devices, [*joined, f"--process_id={i}"]) for i in range(2)]
 
 
@@ -106,27 +111,60 @@ def run(config: Path, workdir: Path, devices: int = 1, flags: Sequence[str] = ()
         raise RuntimeError(f"exit status {code}: {Path(f'{workdir}.log').read_text()[-2000:]}")
 
 
-def curve(workdir: Path) -> list[dict]:
-    """The rows of the log, without starts and without what depends on time."""
-    rows = [row for row in read_lines(workdir) if row["kind"] != "start"]
-    return [{k: v for k, v in row.items() if not is_timing(k)} for row in rows]
+def in_child(function: Callable[[], Any]) -> Any:
+    """What a function gives (JSON) in a process of its own, since this one forks; None if nothing.
 
-
-def final_hash(workdir: Path) -> str:
-    """Of the newest checkpoint's state; in a process of its own, since this one forks."""
+    The clients of buckets, like JAX, have threads that no fork brings along.
+    """
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
         try:
             jax.config.update("jax_platforms", "cpu")
-            os.write(write, state_hash(load_arrays(workdir)).encode())
+            os.close(read)
+            with os.fdopen(write, "w") as pipe:
+                json.dump(function(), pipe)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
         text = pipe.read()
     os.waitpid(pid, 0)
-    return text or "unreadable"
+    return json.loads(text) if text else None
+
+
+def rows(workdir: Path) -> list[dict]:
+    """The rows of the log."""
+    return in_child(lambda: read_lines(where(workdir)))
+
+
+def curve(workdir: Path) -> list[dict]:
+    """The rows of the log, without starts and without what depends on time."""
+    kept = [row for row in rows(workdir) if row["kind"] != "start"]
+    return [{k: v for k, v in row.items() if not is_timing(k)} for row in kept]
+
+
+def final_hash(workdir: Path) -> str:
+    """Of the newest checkpoint's state."""
+    return in_child(lambda: state_hash(load_arrays(where(workdir)))) or "unreadable"
+
+
+def checkpoints(workdir: Path) -> list[str]:
+    """Names among the checkpoints: "12" for a finished one, others with what they lack."""
+
+    def names() -> list[str]:
+        found = checkpoint.children(place(where(workdir)) / "checkpoints")
+        done = checkpoint.steps(place(where(workdir)) / "checkpoints")
+        return [p.name if p.name in map(str, done) else f"{p.name} (unfinished)" for p in found]
+
+    return in_child(names)
+
+
+def steps(workdir: Path) -> list[int]:
+    """The finished ones, ascending."""
+    return sorted(int(name) for name in checkpoints(workdir) if name.isdecimal())
 
 
 def record_samples(workdir: Path) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.runtime.exits import EXIT_PREEMPTED
 from rb_jax.train.metrics import read_lines
 from tests.torture import child
@@ -29,7 +28,7 @@ def pairs(folder: Path, chosen: Iterable[tuple[int, int]], processes: bool, step
     for before, after in plans:
         workdir = folder / f"{before[0]}x{before[1]}_{after[0]}x{after[1]}"
         _stop(_start(config, workdir, *before), workdir, steps // 4)
-        middle = checkpoint.steps(workdir / "checkpoints")[-1]
+        middle = child.steps(workdir)[-1]
         codes = [child.finish(pid) for pid in _start(config, workdir, *after)]
         far = _distance(folder / "peace", workdir)
         worst = max(worst, far)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.runtime.exits import EXIT_PREEMPTED
-from rb_jax.train.metrics import read_lines
+from tests import buckets
 from tests.torture import child
 
 
@@ -47,13 +47,15 @@ def same(peace: Peace, workdir: Path) -> list[str]:
     wanted = child.samples(peace.workdir)
     if any(wanted.get(key) != value for key, value in child.samples(workdir).items()):
         found.append(f"{workdir}: other samples")
-    if stale := [p.name for p in (workdir / "checkpoints").iterdir() if not p.name.isdecimal()]:
+    if stale := [name for name in child.checkpoints(workdir) if not name.isdecimal()]:
         found.append(f"{workdir}: left behind {stale}")
     return found
 
 
 def saving(workdir: Path) -> bool:
     """Whether a checkpoint is being written."""
+    if child.BUCKET:
+        return buckets.unfinished(f"{workdir.name}/checkpoints/")
     folder = workdir / "checkpoints"
     try:
         return any(path.name.endswith(checkpoint.SAVING) for path in folder.iterdir())
@@ -111,8 +113,8 @@ def stops(peace: Peace, folder: Path, count: int, seed: int) -> dict:
                 break  # it was about to end
             done += 1
             slowest = max(slowest, seconds)
-            logged = max((row["step"] for row in read_lines(workdir)), default=0)
-            saved = max(checkpoint.steps(workdir / "checkpoints"), default=0)
+            logged = max((row["step"] for row in child.rows(workdir)), default=0)
+            saved = max(child.steps(workdir), default=0)
             if code != EXIT_PREEMPTED or seconds > 30 or saved < logged:
                 wrong.append(f"{workdir}: status {code}, {seconds:.1f} s, {logged} not {saved}")
         child.run(peace.config, workdir)
@@ -127,5 +129,5 @@ def _wait(pid: int, ready: Callable[[], bool], seconds: float = 300) -> bool:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             os.waitpid(pid, 0)
             return False
-        time.sleep(0.001)
+        time.sleep(0.03 if child.BUCKET else 0.001)
     return True

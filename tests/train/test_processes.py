@@ -1,7 +1,6 @@
 """Two processes of four devices train as one process of eight, and stop and continue as one."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from rb_jax.checkpoint.stored import load_weights
 from rb_jax.runtime import distributed, processes
 from rb_jax.train.metrics import read_lines
+from tests.addresses import free_address
 from tests.train import fake
 
 ROOT = Path(__file__).parents[2]
@@ -70,12 +70,6 @@ def launch(commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
         subprocess.CompletedProcess(process.args, process.returncode, *output)
         for process, output in zip(started, outputs, strict=True)
     ]
-
-
-def free_address() -> str:
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return f"localhost:{server.getsockname()[1]}"
 
 
 def train(folder, name, signals, *flags, step=0) -> list[int]:
