@@ -28,7 +28,7 @@ from rb_jax.models.pixels import psnr, to_float, to_uint8
 from rb_jax.models.types import Batch
 from rb_jax.runtime.compiling import compiled
 from rb_jax.runtime.logging import LOG
-from rb_jax.weights.params import Params, cast_params, definition, merge
+from rb_jax.weights.params import Params, cast_params, definition, fast_compile, merge
 
 # The shipped codec gives back ReasonWorld pictures better than this (dB), photographs worse.
 FAMILIAR_PSNR = 25.5
@@ -48,7 +48,8 @@ class Editor:
         self.reasonworld_only = reasonworld_only
         self.collate = Collator(config)
         self._graphdef = definition(config)[0]
-        self._params = cast_params(config, {k: jnp.asarray(v) for k, v in params.items()})
+        # Cast before they are JAX's, which would compile a program for each shape.
+        self._params = jax.device_put(cast_params(config, params))
         self._programs: dict[tuple, Any] = {}
         self._codec = jax.jit(functools.partial(_reconstruct, self._graphdef))
         self._sample = jax.jit(
@@ -148,7 +149,10 @@ class Editor:
         key = (what, shapes, tuple(settings.items()))
         if key not in self._programs:
             self._programs[key] = compiled(
-                lambda: function.lower(self._params, *args, **settings), what
+                lambda: function.lower(self._params, *args, **settings),
+                what,
+                fast_compile(level=1),
+                about=(self.config, self._params, args, settings),
             )
         return self._programs[key](self._params, *args)
 

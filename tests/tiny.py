@@ -54,7 +54,7 @@ CHANGES = {
     "train": dict(steps=6, batch_size=4, autoencoder_from=""),
 }
 
-definition = functools.cache(state.definition)
+definition = state.definition
 
 
 def config(**changes: Any) -> Config:

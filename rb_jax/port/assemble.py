@@ -19,6 +19,7 @@ from rb_jax.port.component import STEM, TOKENIZER, Component, open_component
 from rb_jax.port.table import raise_problems
 from rb_jax.train.state import trainable_paths
 from rb_jax.weights.folder import write_config
+from rb_jax.weights.hashed import hashed_key
 from rb_jax.weights.params import build, definition, fast_compile, flatten
 from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
@@ -189,5 +190,5 @@ def _fresh(config: Config, paths: Sequence[str]) -> dict[str, np.ndarray]:
         values = flatten(build(config, nnx.Rngs(key)))
         return {path: values[path] for path in paths}
 
-    made = jax.jit(create, compiler_options=fast_compile())(jax.random.key(config.train.seed))
+    made = jax.jit(create, compiler_options=fast_compile())(hashed_key(config.train.seed))
     return {path: np.asarray(value) for path, value in made.items()}

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from rb_jax.errors import reason
+from rb_jax.runtime import programs
 from rb_jax.runtime.logging import LOG
 from rb_jax.runtime.progress import working
 
@@ -54,15 +55,25 @@ def user_cache() -> Path:
 
 
 def compiled(
-    lower: Callable[[], jax.stages.Lowered], what: str, options: Mapping[str, Any] | None = None
+    lower: Callable[[], jax.stages.Lowered],
+    what: str,
+    options: Mapping[str, Any] | None = None,
+    about: Any = None,
 ) -> Any:
     """The program that ``lower`` traces, compiled; says what it is and how long it should take.
 
-    On other hardware than CPUs the seconds are not known ahead.
+    ``about`` names all that decides what is traced besides this package's sources, such as the
+    configuration and the arguments: then a program of an earlier process is found without tracing
+    (see ``programs.find``). On other hardware than CPUs the seconds are not known ahead.
     """
+    about = (about, options)
+    if about[0] is not None and (program := programs.find(what, about)) is not None:
+        return program
     with working(f"tracing {what}"):
         lowered = lower()
     on_cpu = jax.default_backend() == "cpu"
     expected = lowered.as_text().count("\n") * SECONDS_A_LINE if on_cpu else 0.0
     with working(f"compiling {what}", expected):
+        if about[0] is not None:
+            return programs.compile_and_keep(what, about, lowered, options)
         return lowered.compile(compiler_options=dict(options) if options else None)

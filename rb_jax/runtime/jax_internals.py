@@ -5,6 +5,11 @@ tests/runtime/test_jax_internals.py fails when a new JAX has moved them.
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import numpy as np
+
 
 def running_on_cloud_tpu() -> bool:
     """Whether JAX found TPU chips, and a library that drives them, when it was imported.
@@ -43,3 +48,28 @@ def detect_slurm() -> tuple[str, int, int, list[int]]:
     address, count, index, devices = detect(None, None, None, None, "slurm", 10)
     assert address is not None and count is not None and index is not None and devices is not None
     return str(address), count, index, list(devices)
+
+
+CACHE, ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
+
+
+def program_store() -> Any:
+    """What JAX keeps compiled programs in, with ``get(name)`` and ``put(name, bytes)``.
+
+    None where it is off, and then no backend is started.
+    """
+    from jax._src import compilation_cache
+
+    if not (jax.config.values[CACHE] and jax.config.values[ENABLED]):
+        return None
+    return compilation_cache._get_cache(jax.devices()[0].client)
+
+
+def compiler_fingerprint() -> str:
+    """Changes with JAX's version, XLA's flags, and whatever of the devices compiled code needs."""
+    from jax._src import cache_key, compiler
+
+    module: Any = jax.jit(lambda: 0).lower().compiler_ir()
+    devices = np.array(jax.devices())
+    options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
+    return cache_key.get(module, devices, options, jax.devices()[0].client)

@@ -24,7 +24,7 @@ from rb_jax.train.initial import encoder_weights
 from rb_jax.train.metrics import RunLog, Window, image_grid
 from rb_jax.train.state import TrainState
 from rb_jax.train.step import eval_step, sample_step, shapes
-from rb_jax.weights.params import cast_params, definition, merge_partial
+from rb_jax.weights.params import cast_params, definition, fast_compile, merge_partial
 
 VAL_BATCHES = 4
 Decode = Callable[[Float[np.ndarray, "B H W C"]], UInt8[np.ndarray, "B Y X 3"]]
@@ -35,39 +35,51 @@ class Evaluator:
 
     def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
-        self.batches: list[AnyBatch] = []  # this process's rows
+        self.batches: list[AnyBatch] = []  # this process's rows; none until it is compiled
         # What is shown, if anything, whole on every process; of features, with a decoder.
         self.few: Batch | FeatureBatch | None = None
         self.decode: Decode | None = None
         # Replicated, so that every process can read the results.
-        jit = functools.partial(
-            jax.jit, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh)
-        )
+        self.options = options_for(mesh)
+        jit = functools.partial(jax.jit, out_shardings=replicated(mesh))
         self.loss: Any = jit(functools.partial(eval_step, graphdef, config))
         self.losses: dict[tuple, Any] = {}  # compiled, by the shapes of a batch
         self.sample: Any = jit(functools.partial(sample_step, graphdef, config))
 
+    @property
+    def ready(self) -> bool:
+        return bool(self.batches)
+
     def compile(self, state: TrainState) -> None:
-        """Ahead of the first step, so that a signal never has to wait for a compiler."""
+        """What an evaluation needs, made for the first one alone: a run's first step comes sooner.
+
+        A signal would have to wait for it. Of several processes each must call this.
+        """
         size = self.config.train.batch_size
         split, mine = self.config.data.val_split, process_rows(self.mesh, size)
         stream = feed.streamed(self.config, split, rows=mine)
-        self.batches = [next(stream) for _ in range(VAL_BATCHES)]
+        batches = [next(stream) for _ in range(VAL_BATCHES)]
         with jax.set_mesh(self.mesh):
-            for rows in self.batches:
+            for rows in batches:
                 if shapes(rows) not in self.losses:
                     batch = shard_batch(self.mesh, rows, size)
-                    lower = functools.partial(self.loss.lower, state, batch, jax.random.key(0))
-                    self.losses[shapes(rows)] = compiled(lower, "the validation loss")
+                    args = state, batch, jax.random.key(0)
+                    lower = functools.partial(self.loss.lower, *args)
+                    about = (self.config, args)
+                    self.losses[shapes(rows)] = compiled(
+                        lower, "the validation loss", self.options, about
+                    )
             if count := min(self.config.train.eval_examples, size):
                 few = next(feed.streamed(self.config, split, rows=np.arange(count)))
                 assert isinstance(few, Batch | FeatureBatch), "no pictures in these batches"
                 batch = shard_batch(self.mesh, few)
                 if isinstance(few, FeatureBatch):
                     self.decode = latent_decoder(self.config, self.mesh, few.target_latent.shape)
-                lower = functools.partial(self.sample.lower, state, batch, jax.random.key(0))
-                self.sample = compiled(lower, "the sampler")
+                args = state, batch, jax.random.key(0)
+                lower = functools.partial(self.sample.lower, *args)
+                self.sample = compiled(lower, "the sampler", self.options, (self.config, args))
                 self.few = few
+        self.batches = batches
 
     def evaluate(
         self, workdir: Path, log: RunLog, state: TrainState, stops: Callable[[], bool]
@@ -113,6 +125,11 @@ class Evaluator:
         return image_grid(columns)
 
 
+def options_for(mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+    """Compiler options for programs that run now and then: on CPUs those that compile soonest."""
+    return fast_compile({d.platform for d in mesh.devices.flat}, level=1) or compiler_options(mesh)
+
+
 def latent_decoder(config: Config, mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> Decode:
     """Latents of this shape to pictures, by the autoencoder of config.train.init_from.
 
@@ -128,7 +145,7 @@ def latent_decoder(config: Config, mesh: jax.sharding.Mesh, shape: tuple[int, ..
     everywhere = replicated(mesh)
     weights = jax.device_put(weights, everywhere)
     latents = jax.ShapeDtypeStruct(shape, np.float32, sharding=everywhere)
-    jitted = jax.jit(decode, out_shardings=everywhere, compiler_options=compiler_options(mesh))
+    jitted = jax.jit(decode, out_shardings=everywhere, compiler_options=options_for(mesh))
     with jax.set_mesh(mesh):
         run = jitted.lower(weights, latents).compile()
     return lambda z: to_uint8(jax.device_get(run(weights, jax.device_put(z, everywhere))))

@@ -8,7 +8,8 @@ import functools
 import hashlib
 import sys
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -248,10 +249,10 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     config, first = run.config, int(state.step)
     graphdef = definition(config)[0]
     evaluator = Evaluator(config, graphdef, run.mesh)
-    evaluator.compile(state)
     if run.evaluates:
         run.evaluates = not evaluate(run, evaluator, state)
         run.watchdog.off()
+        run.stop.signals.release()  # nothing new to lose yet
     if first >= config.train.steps:
         return state, 0
     stream = feed.train_batches(config, run.scratch, graphdef, state, run.mesh)
@@ -343,6 +344,9 @@ def check_saved(run: Run, signal: int) -> None:
 
 def evaluate(run: Run, evaluator: Evaluator, state: TrainState) -> bool:
     """Whether it was done, not ended by a reason to stop."""
+    if not evaluator.ready:
+        with saved_first(run, state, "compiling the evaluation"):
+            evaluator.compile(state)
     run.watchdog.allow("an evaluation", LONG)
     with run.clock.phase("evaluation"):
         done = evaluator.evaluate(run.workdir, run.log, state, run.stop.now)
@@ -372,14 +376,20 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
 
 
 def compile_another(run: Run, stepper: Stepper, state: TrainState, batch: Any) -> None:
-    """In the middle of a run; saved first, so that a signal need not wait for the compiler."""
+    with saved_first(run, state, "compiling the step for another shape"):
+        stepper.compile(state, batch)
+
+
+@contextmanager
+def saved_first(run: Run, state: TrainState, what: str) -> Iterator[None]:
+    """For compiling in the middle of a run: saved first, so that no signal waits for it."""
     if int(state.step):
         save(run, state)
         run.manager.wait()
     run.stop.signals.release()
-    run.watchdog.allow("compiling the step for another shape", LONG)
+    run.watchdog.allow(what, LONG)
     with run.clock.phase("compile"):
-        stepper.compile(state, batch)
+        yield
     run.stop.signals.hold()
 
 

@@ -20,8 +20,10 @@ from jaxtyping import Array, Float, Int
 from rb_jax.config import Config, ConfigError
 from rb_jax.models.types import ENCODERS, STAGES, record
 from rb_jax.paths import matches
+from rb_jax.runtime import programs
 from rb_jax.sharding.mesh import AnyMesh
 from rb_jax.sharding.rules import state_shardings
+from rb_jax.weights.hashed import hashed_key
 from rb_jax.weights.params import (
     Params,
     build,
@@ -60,18 +62,26 @@ def init_state(
     weights = dict(weights or {})
     check_weights(weights, {path: shapes[path] for path in shapes if path in weights})
     create = functools.partial(_create, config, tx, trainable)
-    layout = None if mesh is None else _layout(config, mesh, _abstract(config, tx, trainable))
+    layout = None
+    if mesh is not None:
+        layout = _layout(config, mesh, _abstract(config, tx, trainable, shapes))
     devices = jax.devices() if mesh is None else mesh.devices.flat
     options = fast_compile({d.platform for d in devices})
-    jitted = jax.jit(create, out_shardings=layout, compiler_options=options)
-    return jitted(jax.random.key(config.train.seed), weights)
+    jitted = jax.jit(create, out_shardings=layout)
+    args = hashed_key(config.train.seed), weights
+    about = config, args, layout
+    program = programs.find("a fresh state", about)
+    if program is None:
+        program = programs.compile_and_keep("a fresh state", about, jitted.lower(*args), options)
+    return program(*args)
 
 
 def abstract_state(
     config: Config, tx: optax.GradientTransformation, mesh: AnyMesh | None = None
 ) -> TrainState:
     """The shapes, dtypes and (on a mesh) layout of ``init_state``'s result, without its arrays."""
-    state = _abstract(config, tx, trainable_paths(config, definition(config)[2]))
+    _, shapes, parameters = definition(config)
+    state = _abstract(config, tx, trainable_paths(config, parameters), shapes)
     if mesh is None:
         return state
     return jax.tree.map(
@@ -90,13 +100,16 @@ def layout_of(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: x.sharding, state)
 
 
-def _abstract(config: Config, tx, trainable: set[str]) -> TrainState:
-    create = functools.partial(_create, config, tx, trainable)
-    return jax.eval_shape(create, jax.random.key(config.train.seed), {})
+def _abstract(config: Config, tx, trainable: set[str], shapes: Params) -> TrainState:
+    return jax.eval_shape(functools.partial(_state, config, tx, trainable), shapes)
 
 
-def _create(config, tx, trainable: set[str], key, weights: Params) -> TrainState:
-    values = flatten(build(config, nnx.Rngs(key))) | weights
+def _create(config: Config, tx, trainable: set[str], key, weights: Params) -> TrainState:
+    return _state(config, tx, trainable, flatten(build(config, nnx.Rngs(key))) | weights)
+
+
+def _state(config: Config, tx, trainable: set[str], values: Params) -> TrainState:
+    """At step 0, with these values of all the model's arrays."""
     params = {p: values[p].astype(config.train.param_dtype) for p in sorted(trainable)}
     frozen = cast_params(config, {p: values[p] for p in sorted(set(values) - trainable)})
     # float32, since what a step adds is lost in bfloat16; buffers of its own, since the state is

@@ -10,6 +10,7 @@ import jax
 
 from rb_jax.config import Config
 from rb_jax.runtime.compiling import compiled
+from rb_jax.runtime.programs import recalled
 from rb_jax.sharding.mesh import compiler_options
 from rb_jax.train.state import TrainState
 from rb_jax.train.step import model_flops, shapes
@@ -30,13 +31,16 @@ class Stepper:
 
     def compile(self, state: TrainState, batch: Any) -> None:
         """Makes the step for this batch's shapes."""
+        about = (self.config, state, batch)
         with jax.set_mesh(self.mesh):
             step = compiled(
                 lambda: self.jitted.lower(state, batch),
                 "the training step",
                 compiler_options(self.mesh),
+                about,
             )
-        self.compiled[shapes(batch)] = step, model_flops(self.config, batch)
+        flops = recalled("FLOPs of a step", about, lambda: model_flops(self.config, batch))
+        self.compiled[shapes(batch)] = step, flops
 
     def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict]:
         return self.compiled[shapes(batch)][0](state, batch)

@@ -6,6 +6,7 @@ configuration's patterns, the checkpoints and the weight files.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from rb_jax.models.encoders.vae import AutoencoderTrainer
 from rb_jax.models.mmdit.trainer import MMDiTTrainer
 from rb_jax.models.reasonbrain import ReasonBrain
 from rb_jax.paths import join, split
+from rb_jax.runtime.programs import recalled
 
 Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
 
@@ -39,10 +41,19 @@ def build(config: Config, rngs: nnx.Rngs) -> Any:
 
 def definition(config: Config) -> tuple[nnx.GraphDef, Params, set[str]]:
     """The model without arrays: graph, shape of every variable, which are parameters."""
-    graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
-    flat = {join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
-    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in flat.items()}
-    return graphdef, shapes, {path for path, v in flat.items() if isinstance(v, nnx.Param)}
+    graphdef, shapes, parameters = _definition(config, MODELS[config.train.task])
+    return graphdef, dict(shapes), set(parameters)
+
+
+@functools.lru_cache(maxsize=16)  # seconds of tracing, asked for in many places
+def _definition(config: Config, make: Callable) -> tuple[nnx.GraphDef, Params, set[str]]:
+    def trace() -> tuple[nnx.GraphDef, Params, set[str]]:
+        graphdef, variables = nnx.split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0))))
+        flat = {join(path): leaf for path, leaf in nnx.to_flat_state(variables)}
+        shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in flat.items()}
+        return graphdef, shapes, {path for path, v in flat.items() if isinstance(v, nnx.Param)}
+
+    return recalled("a model's definition", (config, make), trace)
 
 
 def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
@@ -70,7 +81,7 @@ def cast_params(config: Config, params: Params) -> Params:
     return {path: _cast(value, jnp.dtype(config.model.dtype)) for path, value in params.items()}
 
 
-def _cast(value: Array, dtype: np.dtype) -> Array:
+def _cast(value: Array | np.ndarray, dtype: np.dtype) -> Array | np.ndarray:
     return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
@@ -86,12 +97,14 @@ def check_weights(given: Mapping[str, Any], expected: Mapping[str, Any], where: 
         raise InputError(f"{where or 'weights'} do not fit the model: {listed(problems, '; ')}")
 
 
-def fast_compile(platforms: set[str] | None = None) -> dict[str, Any] | None:
-    """Compiler options for hundreds of small random kernels that run once.
+def fast_compile(platforms: set[str] | None = None, level: int = 0) -> dict[str, Any] | None:
+    """Compiler options for programs of hundreds of small kernels that do not run all day.
 
-    On a CPU, optimising them takes a minute, and the newer emitters of fusions half of the rest.
-    ``platforms`` None means JAX's default devices.
+    On a CPU, optimising the random kernels of fresh parameters, which run once, takes a minute, and
+    the newer emitters of fusions half of the rest. With ``level`` 1 a sampler runs as fast as with
+    JAX's defaults, a training step a twentieth slower. ``platforms`` None means JAX's default
+    devices.
     """
     platforms = {d.platform for d in jax.devices()} if platforms is None else platforms
-    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    quick = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
     return quick if platforms == {"cpu"} else None

@@ -210,3 +210,27 @@ def test_runs_outside_the_main_thread(tmp_path):
     thread.join()
     assert codes == [0]
     assert not (tmp_path / "samples").exists()
+
+
+def test_an_evaluation_is_compiled_when_it_is_due_and_never_before_a_save(tmp_path, monkeypatch):
+    events = []
+
+    def watch(owner, name, note):
+        original = getattr(owner, name)
+
+        def noted(self, *args):
+            events.append(note(*args))
+            return original(self, *args)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    def state_on_disk(state):
+        return int(state.step), (tmp_path / "checkpoints" / str(int(state.step))).exists()
+
+    watch(loop.Evaluator, "compile", state_on_disk)
+    watch(loop.Signals, "hold", lambda: "hold")
+    watch(loop.Signals, "release", lambda: "release")
+    config = fake.config(steps=9)  # evaluated at 4, 8 and the end
+    assert loop.train(config, tmp_path) == 0
+    assert events == ["hold", "release", (4, True), "hold", "release"]
+    assert [row["step"] for row in rows(tmp_path) if row["kind"] == "val"] == [4, 8, 9]
