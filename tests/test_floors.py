@@ -21,11 +21,11 @@ FLOORS = (
     ("models",),
     ("sharding",),
     ("runtime", "config"),
-    ("report", "files", "errors", "paths"),
+    ("report", "storage", "files", "errors", "paths"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Of these floors the first room may see the second.
-BESIDE = {("files", "errors")}
+BESIDE = {("files", "errors"), ("storage", "errors"), ("storage", "files")}
 
 
 def modules() -> dict[str, Path]:

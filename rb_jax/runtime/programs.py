@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,8 +30,8 @@ HIT = "/jax/compilation_cache/cache_hits"
 def find(what: str, about: Any) -> Any:
     """What ``keep`` was given for the same ``what`` and ``about``, or None.
 
-    ``about`` is a tree of arrays (or their shapes), configurations and plain values, which must
-    decide together with this package's sources what ``what`` is.
+    ``about`` is a tree of arrays (or their shapes), configurations, classes and plain values, which
+    must decide together with this package's sources what ``what`` is.
     """
     store = _store()
     if store is None:
@@ -106,6 +107,10 @@ def _name(what: str, about: Any) -> str:
 
 
 def _described(leaf: Any) -> Any:
+    if isinstance(leaf, type) or inspect.isfunction(leaf):  # perhaps not of this package
+        file = inspect.getsourcefile(leaf)
+        text = Path(file).read_bytes() if file else b""
+        return leaf.__module__, leaf.__qualname__, hashlib.sha256(text).hexdigest()
     if not hasattr(leaf, "dtype"):
         return leaf
     layout = getattr(leaf, "sharding", None)

@@ -24,7 +24,7 @@ from rb_jax.train.initial import encoder_weights
 from rb_jax.train.metrics import RunLog, Window, image_grid
 from rb_jax.train.state import TrainState
 from rb_jax.train.step import eval_step, sample_step, shapes
-from rb_jax.weights.params import cast_params, definition, fast_compile, merge_partial
+from rb_jax.weights.params import cast_params, definition, fast_compile, merge_partial, model_class
 
 VAL_BATCHES = 4
 Decode = Callable[[Float[np.ndarray, "B H W C"]], UInt8[np.ndarray, "B Y X 3"]]
@@ -65,7 +65,7 @@ class Evaluator:
                     batch = shard_batch(self.mesh, rows, size)
                     args = state, batch, jax.random.key(0)
                     lower = functools.partial(self.loss.lower, *args)
-                    about = (self.config, args)
+                    about = (self.config, model_class(self.config), args)
                     self.losses[shapes(rows)] = compiled(
                         lower, "the validation loss", self.options, about
                     )
@@ -77,7 +77,8 @@ class Evaluator:
                     self.decode = latent_decoder(self.config, self.mesh, few.target_latent.shape)
                 args = state, batch, jax.random.key(0)
                 lower = functools.partial(self.sample.lower, *args)
-                self.sample = compiled(lower, "the sampler", self.options, (self.config, args))
+                about = (self.config, model_class(self.config), args)
+                self.sample = compiled(lower, "the sampler", self.options, about)
                 self.few = few
         self.batches = batches
 

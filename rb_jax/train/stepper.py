@@ -14,6 +14,7 @@ from rb_jax.runtime.programs import recalled
 from rb_jax.sharding.mesh import compiler_options
 from rb_jax.train.state import TrainState
 from rb_jax.train.step import model_flops, shapes
+from rb_jax.weights.params import model_class
 
 
 @dataclasses.dataclass
@@ -31,7 +32,7 @@ class Stepper:
 
     def compile(self, state: TrainState, batch: Any) -> None:
         """Makes the step for this batch's shapes."""
-        about = (self.config, state, batch)
+        about = (self.config, model_class(self.config), state, batch)
         with jax.set_mesh(self.mesh):
             step = compiled(
                 lambda: self.jitted.lower(state, batch),

@@ -34,14 +34,19 @@ MODELS: dict[str, Callable[[Config, nnx.Rngs], Any]] = {
 }
 
 
+def model_class(config: Config) -> Callable[[Config, nnx.Rngs], Any]:
+    """The class of the module that ``config.train.task`` trains."""
+    return MODELS[config.train.task]
+
+
 def build(config: Config, rngs: nnx.Rngs) -> Any:
     """The module that ``config.train.task`` trains, freshly initialised."""
-    return MODELS[config.train.task](config, rngs)
+    return model_class(config)(config, rngs)
 
 
 def definition(config: Config) -> tuple[nnx.GraphDef, Params, set[str]]:
     """The model without arrays: graph, shape of every variable, which are parameters."""
-    graphdef, shapes, parameters = _definition(config, MODELS[config.train.task])
+    graphdef, shapes, parameters = _definition(config, model_class(config))
     return graphdef, dict(shapes), set(parameters)
 
 
