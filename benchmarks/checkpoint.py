@@ -1,6 +1,8 @@
-"""How long a save keeps the training loop waiting, beside a plain copy of the state to the host.
+"""What a save costs: the loop's wait, the fingerprints of the arrays, and the bytes it writes.
 
-``python -m benchmarks.checkpoint --megabytes=1024 --json=OUT``: both in turns, in one process.
+``python -m benchmarks.checkpoint --megabytes=1024 --json=OUT``: the wait beside a plain copy of
+the state to the host, and saves with and without fingerprints, in turns in one process; the bytes
+of a first and of a further save of a state of which a hundredth is trained.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint.fingerprints import Fingerprints
 from rb_jax.config import Config
+from rb_jax.storage import files, place
 from rb_jax.train.state import TrainState, replace
 
 
@@ -30,7 +34,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        result = measure(args.megabytes, args.arrays, args.repeats, Path(folder))
+        result = measure(args.megabytes, args.arrays, args.repeats, Path(folder) / "wait")
+        result |= hashing(args.megabytes, args.arrays, args.repeats, Path(folder) / "hash")
+        result |= written(args.megabytes, args.arrays, Path(folder) / "bytes")
     for name, value in result.items():
         print(f"{name:<24}{value:.4f}" if isinstance(value, float) else f"{name:<24}{value}")
     if args.json:
@@ -82,9 +88,76 @@ def measure(megabytes: int, arrays: int, repeats: int, folder: Path) -> dict:
     }
 
 
+class NoFingerprints:
+    """In place of the real ones: what a save takes without them."""
+
+    def __init__(self, arrays: dict):
+        self.names = list(arrays)
+
+    def values(self) -> dict[str, str]:
+        return dict.fromkeys(self.names, "")
+
+    def finite(self) -> bool:
+        return True
+
+
+def hashing(megabytes: int, arrays: int, repeats: int, folder: Path) -> dict:
+    """Medians in seconds from the call of a save until it is committed."""
+    state = make_state(arrays, megabytes * 2**20 // (4 * arrays))
+    times: dict[str, list[float]] = {"with": [], "without": []}
+    with checkpoint.open_checkpoints(folder, keep=1) as manager:
+        for repeat in range(repeats + 1):
+            for kind, made in (("with", Fingerprints), ("without", NoFingerprints)):
+                state = jax.block_until_ready(replace(state, step=state.step + 1))
+                checkpoint.Fingerprints = made  # pyright: ignore
+                begin = time.perf_counter()
+                manager.save(state, Config(), {})
+                manager.wait()
+                if repeat:  # the first, which compiles, does not count
+                    times[kind].append(time.perf_counter() - begin)
+    checkpoint.Fingerprints = Fingerprints
+    slow, quick = (statistics.median(times[kind]) for kind in ("with", "without"))
+    return {
+        "save with fingerprints, s": slow,
+        "save without, s": quick,
+        "fingerprints / save": max(0.0, slow - quick) / slow,
+    }
+
+
+def written(megabytes: int, arrays: int, folder: Path) -> dict:
+    """Bytes on the disk of a state of which a hundredth is trained: all of it, then a save more."""
+    size = megabytes * 2**20 // (4 * arrays)
+    whole = make_state(arrays, size)
+    trained = {
+        f"adapter_{i}/kernel": x[: max(1, len(x) // 100)]
+        for i, x in enumerate(whole.params.values())
+    }
+    moments = {name: x * 0.9 for name, x in trained.items()}
+    state = replace(
+        whole, params=trained, frozen=whole.params, ema=dict(trained), opt_state=(moments, moments)
+    )
+    with checkpoint.open_checkpoints(folder) as manager:
+        manager.save(state, Config(), {})
+        manager.wait()
+        first = sum(files(place(folder)).values())
+        manager.save(replace(state, step=state.step + 1), Config(), {})
+        manager.wait()
+        more = sum(files(place(folder)).values()) - first
+    kept = sum(x.nbytes for x in jax.tree.leaves((state.params, state.ema, state.opt_state)))
+    return {
+        "first save, MB": first / 1e6,
+        "further save, MB": more / 1e6,
+        "further / trained state": more / kept,
+    }
+
+
 def make_state(arrays: int, size: int) -> TrainState:
+    rows = max(1, size // 1024)
     keys = jax.random.split(jax.random.key(0), arrays)
-    params = {f"layer_{i}/kernel": jax.random.normal(k, (size,)) for i, k in enumerate(keys)}
+    params = {
+        f"layer_{i}/kernel": jax.random.normal(key, (rows, min(size, 1024)))
+        for i, key in enumerate(keys)
+    }
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return TrainState(step, skipped, jnp.zeros(()), params, {}, (), {})
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
@@ -111,5 +112,7 @@ def fast_compile(platforms: set[str] | None = None, level: int = 0) -> dict[str,
     devices.
     """
     platforms = {d.platform for d in jax.devices()} if platforms is None else platforms
-    quick = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
+    quick: dict[str, Any] = {"xla_backend_optimization_level": level}
+    if tuple(map(int, jaxlib.version.__version__.split(".")[:2])) < (0, 11):  # which has no others
+        quick["xla_cpu_use_fusion_emitters"] = False
     return quick if platforms == {"cpu"} else None
