@@ -50,5 +50,5 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/.made
 
 $(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt | $(VENV)/.made
 	@echo "Installing the pinned requirements and the checkers into $(VENV) (about a minute, once)"
-	@$(PIP) install -c constraints.txt -e '.[dev,torch,plan,data]'
+	@$(PIP) install -c constraints.txt -e '.[dev,torch,plan,data,gcs,s3]'
 	@touch $@ $(VENV)/.installed

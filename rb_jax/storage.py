@@ -101,6 +101,17 @@ def reaching(path: object) -> Iterator[None]:
         raise Unreachable(f"{path}: cannot be reached ({reason(error)})") from error
 
 
+def check_bucket(folder: epath.Path) -> None:
+    """Raises Unreachable when nothing can be written to a folder in a bucket, whatever the reason.
+
+    Asked of the clients that answer at once: tensorstore waits long for a bucket that is not there.
+    """
+    with reaching(folder):
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+
+
 def kvstore(folder: AnyPath) -> tensorstore.KvStore:
     """The keys below a folder, as tensorstore reads and writes them, also conditionally."""
     import tensorstore as ts

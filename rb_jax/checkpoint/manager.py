@@ -44,7 +44,7 @@ from rb_jax.runtime.processes import (
     say,
     wait_for_all,
 )
-from rb_jax.storage import AnyPath, is_bucket, place, reaching
+from rb_jax.storage import AnyPath, check_bucket, is_bucket, place, reaching
 
 FOLDER, FROZEN = "checkpoints", "frozen"
 PARAMS, EMA, OPTIMIZER, LOOP = "params", "ema", "optimizer", "loop"
@@ -314,7 +314,9 @@ def open_checkpoints(
 
 def _begin(root: epath.Path, lock: Lock) -> None:
     with reaching(root):
-        if not is_bucket(root):  # where there are no folders, and s3fs would make the bucket
+        if is_bucket(root):  # where there are no folders, and s3fs would make the bucket
+            check_bucket(root)
+        else:
             root.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         if not is_bucket(root):

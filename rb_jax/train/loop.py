@@ -136,8 +136,10 @@ def train(config: Config, workdir: str | Path, signals: Signals | None = None) -
         with ExitStack() as stack:
             signals = signals or stack.enter_context(installed())
             return _train(config, place(workdir, "workdir"), signals, stack)
-    except (OSError, Unreachable) as error:
+    except OSError as error:
         raise RunError(EXIT_IO, f"{workdir}: {error}; what was saved is intact") from error
+    except Unreachable as error:
+        raise RunError(EXIT_IO, f"{error}; what was saved is intact") from error
 
 
 def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitStack) -> int:
