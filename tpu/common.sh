@@ -58,6 +58,13 @@ need() {
   done
 }
 
+# need_workdir WORKDIR: rb-jax writes to buckets itself.
+need_workdir() {
+  need workdir
+  [[ $1 != *://* || $1 =~ ^(gs|s3)://[^/]+/+[^/] ]] ||
+    die "--workdir=$1: must be gs://BUCKET/RUN, s3://BUCKET/RUN or a path"
+}
+
 need_number() {
   local _flag _variable
   for _flag in "$@"; do

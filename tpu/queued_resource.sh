@@ -15,6 +15,7 @@
 #   --project=P             gcloud's
 #   --create-flags="..."               more of `gcloud compute tpus queued-resources create`
 #   --internal-ip                      ssh inside the VPC
+#   --mount=BUCKET,...                 buckets of data, which each worker sees as /gcs/BUCKET
 #   --config=FILE           configs/reason50k_flux.py
 #   --max-failures=N        3          restarts after a failure; after a preemption there is no limit
 #   --poll=SECONDS          30         between two looks at the resource
@@ -29,7 +30,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$here/common.sh"
 
-name='' zone='' project='' accelerator_type='' runtime_version='' create_flags='' workdir='' bucket=''
+name='' zone='' project='' accelerator_type='' runtime_version='' create_flags=''
+workdir='' mount=''
 spot=false best_effort=false reserved=false internal_ip=false
 slices=1 max_failures=3 poll=30
 config=configs/reason50k_flux.py
@@ -48,8 +50,8 @@ for argument in "$@"; do
   [[ $argument != -- ]] || break
   [[ $argument != --help ]] || { usage "$0" && exit 0; }
 done
-parse_flags "name= zone= project= accelerator-type= runtime-version= create-flags= workdir= spot
- best-effort reserved internal-ip slices= max-failures= poll= config= dry-run" "$@"
+parse_flags "name= zone= project= accelerator-type= runtime-version= create-flags= workdir= mount=
+ spot best-effort reserved internal-ip slices= max-failures= poll= config= dry-run" "$@"
 need name zone
 need_number slices max-failures poll
 ((slices > 0)) || die "--slices=0: must be at least 1"
@@ -88,13 +90,16 @@ need_chip() {
   runtime_version=${runtime_version:-$image}
 }
 
-# A bucket is a folder to the workers, who mount it.
-need_workdir() {
-  need workdir
-  [[ $workdir == gs://* ]] || return 0
-  [[ $workdir =~ ^gs://([^/]+)/(.+)$ ]] || die "--workdir=$workdir: must be gs://BUCKET/RUN"
-  bucket=${BASH_REMATCH[1]}
-  workdir=/gcs/$bucket/${BASH_REMATCH[2]}
+# Where the training reads and writes.
+need_storage() {
+  local bucket
+  need_workdir "$workdir"
+  # A checkpoint is finished by renaming its folder, which a mounted bucket does file by file.
+  [[ $workdir != /gcs/* ]] || die "--workdir=$workdir: must be gs://${workdir#/gcs/}"
+  IFS=, read -ra buckets <<<"$mount"
+  for bucket in ${buckets[@]+"${buckets[@]}"}; do
+    [[ $bucket =~ ^[a-z0-9][a-z0-9._-]*$ ]] || die "--mount=$mount: must be BUCKET or BUCKET,BUCKET"
+  done
 }
 
 create() {
@@ -205,21 +210,23 @@ weight() {
 }
 
 setup() {
-  local archive=$scratch/rb_jax.tgz node
+  local archive=$scratch/rb_jax.tgz node clients=gcs command
+  [[ $workdir != s3://* ]] || clients+=,s3
   call tar -czf "$archive" -C "$here/.." --exclude=__pycache__ \
     pyproject.toml setup.py constraints.txt README.md LICENSE configs rb_jax tpu || return
   for node in "${nodes[@]}"; do
     call gcloud compute tpus tpu-vm scp "$archive" "$node:rb_jax.tgz" "${place[@]}" \
       "${ssh_flags[@]}" || return
   done
-  on_workers 'mkdir -p rb_jax && tar -xzf rb_jax.tgz -C rb_jax && bash rb_jax/tpu/worker.sh setup tpu'
+  command="bash rb_jax/tpu/worker.sh setup tpu $clients"
+  on_workers "mkdir -p rb_jax && tar -xzf rb_jax.tgz -C rb_jax && $command"
 }
 
 train() {
   need_chip
-  need_workdir
-  if [[ -n $bucket ]]; then # each time: a machine may have been restarted
-    on_workers "$(quoted bash rb_jax/tpu/worker.sh mount "$bucket")" || return
+  need_storage
+  if ((${#buckets[@]})); then # each time: a machine may have been restarted
+    on_workers "$(quoted bash rb_jax/tpu/worker.sh mount "${buckets[@]}")" || return
   fi
   train_command "$config" "$workdir" "$slices" "$slices"
   on_workers "$(quoted bash rb_jax/tpu/worker.sh run "$(date +%s)-$RANDOM" \
@@ -240,7 +247,7 @@ run() {
   local health installed=false code
   failures=0
   need_chip
-  need_workdir
+  need_storage
   if [[ $dry_run == true ]]; then
     create && setup && train
     return

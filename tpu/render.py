@@ -25,9 +25,9 @@ TEMPLATE = Path(__file__).with_name("gke_jobset.yaml")
 CLAIM_PATH, BUCKET_PATH = "/data", "/gcs"
 # As worker.sh mounts it; why is said there.
 BUCKET_OPTIONS = (
-    "metadata-cache-ttl-secs=0",
+    "implicit-dirs",
+    "metadata-cache-ttl-secs=60",
     "metadata-cache-negative-ttl-secs=0",
-    "rename-dir-limit=0",
 )
 # GKE's driver mounts buckets by a container beside ours. 0: without limits, whatever its defaults.
 BUCKET_ANNOTATIONS = {
@@ -95,14 +95,25 @@ def train_args(config: str, workdir: str, slices: int, extra: Sequence[str]) -> 
     return [*args, *extra]
 
 
-def storage(workdir: str, claim: str | None) -> tuple[str, dict[str, Any]]:
-    """The workdir as the pods see it, and the variables that mount it. Raises RenderError."""
-    volumes, mounts, annotations = [], [], {}
+def check_workdir(workdir: str, claim: str | None) -> None:
+    """Raises RenderError unless all pods share it: rb-jax writes to buckets itself."""
+    in_claim = claim and workdir.startswith(f"{CLAIM_PATH}/")
+    if not in_claim and not re.match(r"(gs|s3)://[^/]+/+[^/]", workdir):
+        raise RenderError(
+            f"--workdir={workdir}: pods share gs://BUCKET/RUN, s3://BUCKET/RUN, or by --claim=NAME "
+            f"{CLAIM_PATH}/..."
+        )
+
+
+def storage(claim: str | None, buckets: Sequence[str]) -> dict[str, Any]:
+    """The variables that mount the claim and the buckets. Raises RenderError."""
+    volumes, mounts = [], []
     if claim:
         volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": "data", "mountPath": CLAIM_PATH})
-    if match := re.fullmatch(r"gs://([^/]+)/(.+)", workdir):
-        bucket, run = match.groups()
+    for number, bucket in enumerate(dict.fromkeys(buckets)):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", bucket):
+            raise RenderError(f"--mount={bucket}: must be the name of a bucket, or BUCKET,BUCKET")
         attributes = {
             "bucketName": bucket,
             "mountOptions": ",".join(BUCKET_OPTIONS),
@@ -110,15 +121,10 @@ def storage(workdir: str, claim: str | None) -> tuple[str, dict[str, Any]]:
             "hostNetworkPodKSA": "true",
         }
         csi = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
-        volumes.append({"name": "bucket", "csi": csi})
-        mounts.append({"name": "bucket", "mountPath": f"{BUCKET_PATH}/{bucket}"})
-        annotations = BUCKET_ANNOTATIONS
-        workdir = f"{BUCKET_PATH}/{bucket}/{run}"
-    elif not claim or not workdir.startswith(f"{CLAIM_PATH}/"):
-        raise RenderError(
-            f"--workdir={workdir}: pods share gs://BUCKET/RUN, or by --claim=NAME {CLAIM_PATH}/..."
-        )
-    return workdir, {"volumes": volumes, "volume_mounts": mounts, "annotations": annotations}
+        volumes.append({"name": f"bucket-{number}", "csi": csi})
+        mounts.append({"name": f"bucket-{number}", "mountPath": f"{BUCKET_PATH}/{bucket}"})
+    annotations = BUCKET_ANNOTATIONS if buckets else {}
+    return {"volumes": volumes, "volume_mounts": mounts, "annotations": annotations}
 
 
 def values_of(args: argparse.Namespace, extra: Sequence[str]) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def values_of(args: argparse.Namespace, extra: Sequence[str]) -> dict[str, Any]:
         raise RenderError(f"--name={args.name}: lower-case letters, digits and -, at most 40")
     if args.slices < 1 or args.max_restarts < 0:
         raise RenderError("--slices must be at least 1 and --max-restarts at least 0")
-    workdir, mounted = storage(args.workdir, args.claim)
+    check_workdir(args.workdir, args.claim)
     hosts, chips_per_host = hosts_and_chips(args.tpu, args.topology, args.chips_per_host)
     selector = {
         "cloud.google.com/gke-tpu-accelerator": MACHINES[args.tpu].accelerator,
@@ -149,9 +155,9 @@ def values_of(args: argparse.Namespace, extra: Sequence[str]) -> dict[str, Any]:
         "service_account": args.service_account,
         "node_selector": selector,
         "tolerations": tolerations,
-        "args": train_args(args.config, workdir, args.slices, extra),
+        "args": train_args(args.config, args.workdir, args.slices, extra),
         "libtpu_init_args": " ".join(flags(args.tpu)),
-        **mounted,
+        **storage(args.claim, [name for each in args.mount for name in each.split(",")]),
     }
 
 
@@ -186,12 +192,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--tpu", required=True, choices=TPUS)
     parser.add_argument("--topology", required=True, help="chips of a slice: 4x4x4, or 4x8 if flat")
     parser.add_argument("--image", required=True, help="made from tpu/Dockerfile")
-    parser.add_argument("--workdir", required=True, help="gs://BUCKET/RUN or a path in the claim")
+    parser.add_argument("--workdir", required=True, help="gs://, s3://, or a path in the claim")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--config", default="configs/reason50k_flux.py", help="a path in the image")
     parser.add_argument("--max-restarts", type=int, default=3, help="after failures; default 3")
     parser.add_argument("--chips-per-host", type=int, help="where GKE offers a choice")
-    parser.add_argument("--service-account", default="default", help="may use the bucket")
+    parser.add_argument("--service-account", default="default", help="may use what is mounted")
+    mount = f"buckets that the pods see as {BUCKET_PATH}/BUCKET: for data"
+    parser.add_argument("--mount", action="append", default=[], metavar="BUCKET,...", help=mount)
     parser.add_argument("--claim", help=f"a ReadWriteMany volume claim, mounted at {CLAIM_PATH}")
     parser.add_argument("--spot", action="store_true", help="on spot nodes")
     return parser.parse_args(list(argv[:cut])), list(argv[cut + 1 :])

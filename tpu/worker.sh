@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs on every TPU VM, called by queued_resource.sh over ssh.
 #
-#   worker.sh setup [EXTRA]           makes .venv beside this folder with the package and jax[EXTRA]
-#   worker.sh mount BUCKET            mounts it at /gcs/BUCKET, unless it is; installs gcsfuse
+#   worker.sh setup [JAX [CLIENTS]]   makes .venv beside this folder with jax[JAX] and the package
+#                                     and its clients of buckets: gcs, or gcs,s3
+#   worker.sh mount BUCKET...         mounts each at /gcs/BUCKET, unless it is; installs gcsfuse
 #   worker.sh run ATTEMPT COMMAND...  runs COMMAND, shows its output, exits as it does
 #   worker.sh stop                    SIGTERM to what runs, so that it saves and ends
 #
@@ -17,10 +18,11 @@ state=${RB_JAX_WORKER_STATE:-/tmp/rb_jax-$(id -un)}
 stop_seconds=${RB_JAX_STOP_SECONDS:-300}
 
 mounts=${RB_JAX_MOUNTS:-/gcs}
-# Nothing about files is remembered: other workers write them, and on large machines gcsfuse would
-# never forget. Nor does it copy what it cannot rename, as it would there with a bucket that has no
-# folders: the training then refuses the bucket.
-fuse_flags=(--metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=0)
+# For reading data, though it may be written too. Folders are seen also where objects were copied
+# to a bucket that has none. What is known of a file is kept for a minute, which saves a request at
+# each look; on large machines gcsfuse would never forget, not even data that was imported anew.
+# That a file is absent is not kept: it may just have been written.
+fuse_flags=(--implicit-dirs --metadata-cache-ttl-secs=60 --metadata-cache-negative-ttl-secs=0)
 
 # The attempt that was started last: a link to its folder with pid, supervisor, log and exit.
 latest=$state/latest
@@ -35,7 +37,8 @@ setup() {
     python3 -m pip install --quiet --user uv ||
     python3 -m pip install --quiet --user --break-system-packages uv
   [[ -x .venv/bin/python ]] || uv venv --quiet --python 3.12 .venv
-  uv pip install --quiet --python .venv/bin/python -c constraints.txt -e . "jax[${1:-tpu}]"
+  uv pip install --quiet --python .venv/bin/python -c constraints.txt -e ".[${2:-gcs}]" \
+    "jax[${1:-tpu}]"
 }
 
 install_gcsfuse() {
@@ -51,11 +54,16 @@ mount_bucket() {
   local folder=$mounts/$1
   ! mountpoint -q "$folder" || return 0
   # Absent, or too old.
-  [[ $(gcsfuse --help 2>&1) == *"${fuse_flags[1]%=*}"* ]] || install_gcsfuse
+  [[ $(gcsfuse --help 2>&1) == *--metadata-cache-negative-ttl-secs* ]] || install_gcsfuse
   fusermount -uz "$folder" 2>/dev/null || true # left by a gcsfuse that died
   sudo mkdir -p "$folder"
   sudo chown "$(id -u):$(id -g)" "$folder"
   gcsfuse "${fuse_flags[@]}" "$1" "$folder"
+}
+
+mount_buckets() {
+  local bucket
+  for bucket in "$@"; do mount_bucket "$bucket"; done
 }
 
 stop() {
@@ -108,7 +116,7 @@ supervise() {
 }
 
 case ${1-} in
-  mount) mount_bucket "$2" ;;
+  mount) mount_buckets "${@:2}" ;;
   setup | stop | run | supervise) "$@" ;;
   *)
     echo "worker.sh: setup, mount, run or stop" >&2

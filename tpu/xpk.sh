@@ -2,7 +2,7 @@
 # Trains on a GKE cluster that xpk made.
 #
 #   tpu/xpk.sh --cluster=CLUSTER --zone=ZONE --name=NAME --tpu-type=v5p-128 --image=IMAGE \
-#       --workdir=/MOUNTED/RUN [FLAGS] [-- --config.a.b=VALUE ...]
+#       --workdir=gs://BUCKET/RUN [FLAGS] [-- --config.a.b=VALUE ...]
 #
 # Flags                default
 #   --slices=N         1          slices of this type
@@ -13,7 +13,8 @@
 #   --priority=P       medium
 #   --dry-run                     prints the command
 #
-# The workdir is in storage that xpk mounts (xpk storage attach), see README.md.
+# The workdir is gs://BUCKET/RUN, s3://BUCKET/RUN or a path in storage that xpk mounts (xpk storage
+# attach), see README.md.
 # xpk starts again on exit codes 75 and 69 and on 127 to 255 (signals), and gives up on the others.
 
 set -euo pipefail
@@ -31,8 +32,9 @@ parse_flags "cluster= zone= project= name= tpu-type= image= workdir= reservation
  slices= max-restarts= priority= config= dry-run" "$@"
 need cluster zone name tpu-type image workdir
 need_number slices max-restarts
-[[ $workdir == /* ]] ||
-  die "--workdir=$workdir: must be a path in storage that xpk mounts (xpk storage attach), see tpu/README.md"
+need_workdir "$workdir"
+[[ $workdir == *://* || $workdir == /* ]] ||
+  die "--workdir=$workdir: must be gs://..., s3://... or a path in storage that xpk mounts"
 ((slices > 0)) || die "--slices=0: must be at least 1"
 flags=$(python3 "$here/../rb_jax/sharding/xla_flags.py" "$tpu_type") || exit "$BAD_INPUT"
 [[ $(python3 "$here/../rb_jax/sharding/xla_flags.py" "$tpu_type" --variable) == LIBTPU_INIT_ARGS ]] ||

@@ -95,8 +95,16 @@ def pod_annotations(document: dict) -> dict:
     return job["template"]["metadata"]["annotations"]
 
 
-def test_a_bucket_is_a_folder_of_the_pods(capsys):
-    argv = ("--tpu=v5p", "--topology=4x4x4", "--workdir=gs://my-b.ucket/a/b c")
+@pytest.mark.parametrize("workdir", ["gs://my-b.ucket/a/b c", "s3://b/run"])
+def test_a_workdir_in_a_bucket_is_passed_on_and_not_mounted(capsys, workdir):
+    document = jobset(capsys, "--tpu=v5p", "--topology=4x4x4", f"--workdir={workdir}")
+    _, _, pod, container = parts(document)
+    assert f"--workdir={workdir}" in container["args"]
+    assert pod["volumes"] == container["volumeMounts"] == [] and pod_annotations(document) == {}
+
+
+def test_a_bucket_of_data_is_a_folder_of_the_pods(capsys):
+    argv = ("--tpu=v5p", "--topology=4x4x4", "--workdir=gs://b/run", "--mount=my-b.ucket")
     document = jobset(capsys, *argv)
     _, _, pod, container = parts(document)
     (volume,), (mount,) = pod["volumes"], container["volumeMounts"]
@@ -106,17 +114,22 @@ def test_a_bucket_is_a_folder_of_the_pods(capsys):
     worker = (TPU / "worker.sh").read_text()
     (flags,) = re.findall(r"^fuse_flags=\((.*)\)$", worker, re.MULTILINE)
     assert [f"--{o}" for o in attributes["mountOptions"].split(",")] == flags.split()
-    assert "--workdir=/gcs/my-b.ucket/a/b c" in container["args"]
+    assert "--workdir=gs://b/run" in container["args"]
     assert pod_annotations(document)["gke-gcsfuse/volumes"] == "true"
 
 
-def test_a_claim_beside_a_bucket(capsys):
-    flags = ("--tpu=v5e", "--topology=4x4", "--claim=disk")
-    both = jobset(capsys, *flags)
+def test_a_claim_beside_several_buckets(capsys):
+    flags = ("--tpu=v5e", "--topology=4x4", "--claim=disk", "--workdir=/data/run")
+    both = jobset(capsys, *flags, "--mount=one,two", "--mount=three", "--mount=one")
     _, _, pod, container = parts(both)
-    assert [v["name"] for v in pod["volumes"]] == ["data", "bucket"]
-    assert [m["mountPath"] for m in container["volumeMounts"]] == ["/data", "/gcs/b"]
-    claim_only = jobset(capsys, *flags, "--workdir=/data/run")
+    names = [volume["name"] for volume in pod["volumes"]]
+    assert names == [mount["name"] for mount in container["volumeMounts"]]
+    assert len(set(names)) == 4
+    paths = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert paths == ["/data", "/gcs/one", "/gcs/two", "/gcs/three"]
+    buckets = [volume["csi"]["volumeAttributes"]["bucketName"] for volume in pod["volumes"][1:]]
+    assert buckets == ["one", "two", "three"]
+    claim_only = jobset(capsys, *flags)
     assert pod_annotations(claim_only) == {} and pod_annotations(both) != {}
 
 
@@ -190,6 +203,10 @@ def test_what_becomes_of_an_exit_code(capsys, exit_code, condition, action):
         (["--tpu=v5p", "--topology=4x4x4", "--workdir=/data/a"], "by --claim=NAME /data/"),
         (["--tpu=v5p", "--topology=4x4x4", "--workdir=gs://b"], "pods share gs://BUCKET/RUN"),
         (["--tpu=v5p", "--topology=4x4x4", "--workdir=gs:///a"], "pods share gs://BUCKET/RUN"),
+        (["--tpu=v5p", "--topology=4x4x4", "--workdir=gs://b//"], "pods share gs://BUCKET/RUN"),
+        (["--tpu=v5p", "--topology=4x4x4", "--workdir=/gcs/b/a", "--mount=b"], "pods share gs://"),
+        (["--tpu=v5p", "--topology=4x4x4", "--mount=gs://b"], "--mount=gs://b: must be the name"),
+        (["--tpu=v5p", "--topology=4x4x4", "--mount=a,,b"], "--mount=: must be the name"),
         (["--tpu=v5p", "--topology=4x4x4", "--name=Rb_1"], "--name=Rb_1: lower-case"),
     ],
 )
@@ -232,13 +249,23 @@ def test_xpk(tmp_path):
     assert "--workdir=/mounted/my run" in words and "--config.mesh.slices=2" in words
 
 
+@pytest.mark.parametrize("workdir", ["gs://b/my run", "s3://b/run"])
+def test_xpk_passes_a_workdir_in_a_bucket_on(tmp_path, workdir):
+    fakes = Fakes(tmp_path)
+    flags = ("--tpu-type=v5p-8", f"--workdir={workdir}")
+    assert fakes.run(TPU / "xpk.sh", *XPK, *flags).returncode == 0
+    ((*_, command),) = fakes.calls("xpk")
+    assert f"--workdir={workdir}" in shlex.split(command.removeprefix("--command="))
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         ([], "--tpu-type=VALUE is required"),
         (["--tpu-type=h100-8"], "not a TPU"),
         (["--tpu-type=v5p-8", "--slices=x"], "must be a whole number"),
-        (["--tpu-type=v5p-8", "--workdir=gs://b/run"], "storage that xpk mounts"),
+        (["--tpu-type=v5p-8", "--workdir=runs/a"], "storage that xpk mounts"),
+        (["--tpu-type=v5p-8", "--workdir=gs://b"], "must be gs://BUCKET/RUN, s3://BUCKET/RUN"),
     ],
 )
 def test_xpk_bad_flags(tmp_path, flags, message):

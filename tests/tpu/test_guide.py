@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rb_jax.storage import CLIENTS
 from tests.tpu.launchers import REPO, TPU, Fakes
 
 README = (TPU / "README.md").read_text()
@@ -55,6 +56,16 @@ def test_docker_copies_what_installing_needs():
     names = " ".join(copied).split()
     assert all((REPO / name).exists() for name in names)
     assert {"pyproject.toml", "constraints.txt", "rb_jax", "configs"} <= set(names)
+
+
+@pytest.mark.parametrize("extra", ["tpu", "cuda13"])
+def test_the_image_has_the_client_of_buckets(extra):
+    text = (TPU / "Dockerfile").read_text()
+    values = {**dict(re.findall(r"^ARG (\w+)=(.*)$", text, re.MULTILINE)), "EXTRA": extra}
+    (command,) = re.findall(r"^RUN (.*)$", text, re.MULTILINE)
+    words = shlex.split(re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], command))
+    assert words[:2] == ["pip", "install"]
+    assert words[-4:] == ["-c", "constraints.txt", f".[{CLIENTS['gs'][1]}]", f"jax[{extra}]"]
 
 
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)

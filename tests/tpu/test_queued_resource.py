@@ -44,21 +44,21 @@ def remote(call: list[str]) -> list[str]:
 
 
 def test_dry_run_of_one_slice(fakes):
-    create, tar, scp, setup, mount, train = dry_run(fakes, *BASE)
+    create, tar, scp, setup, train = dry_run(fakes, *BASE)
     assert create == [
         *("gcloud", "compute", "tpus", "queued-resources", "create", "rb", "--zone=us-z"),
         *("--accelerator-type=v5p-128", "--runtime-version=v2-alpha-tpuv5", "--node-id=rb"),
     ]
     assert tar[0] == "tar" and all((REPO / name).exists() for name in tar[6:])
     assert scp[4:7] == ["scp", tar[2], "rb:rb_jax.tgz"]
-    assert scp[-1] == setup[-2] == mount[-2] == "--worker=all"
-    assert remote(mount) == ["bash", "rb_jax/tpu/worker.sh", "mount", "b"]
+    assert scp[-1] == setup[-2] == train[-2] == "--worker=all"
+    assert remote(setup)[-5:] == ["bash", "rb_jax/tpu/worker.sh", "setup", "tpu", "gcs"]
     words = remote(train)
     flags = words[5].removeprefix("LIBTPU_INIT_ARGS=")
     assert words[:3] == ["bash", "rb_jax/tpu/worker.sh", "run"] and words[4] == "env"
     assert "--xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true" in flags.split()
     assert words[6:] == [
-        *("rb-jax", "train", "--config=configs/reason50k_flux.py", "--workdir=/gcs/b/run"),
+        *("rb-jax", "train", "--config=configs/reason50k_flux.py", "--workdir=gs://b/run"),
         *("--config.mesh.data=1", "--config.mesh.fsdp=-1"),
     ]
 
@@ -78,10 +78,23 @@ def test_dry_run_of_several_slices(fakes):
     assert remote(trainings[0])[-3:] == mesh
 
 
-def test_a_path_is_not_mounted(fakes):
-    calls = dry_run(fakes, *BASE, "--workdir=/nfs/run")
+@pytest.mark.parametrize(
+    "workdir, clients",
+    [("gs://b/a/b c", "gcs"), ("s3://b/run", "gcs,s3"), ("/nfs/run", "gcs"), ("/gcsx/run", "gcs")],
+)
+def test_a_workdir_is_passed_on_and_not_mounted(fakes, workdir, clients):
+    calls = dry_run(fakes, *BASE, f"--workdir={workdir}")
     assert not [call for call in calls if "worker.sh mount" in call[-1]]
-    assert "--workdir=/nfs/run" in remote(calls[-1])
+    assert f"--workdir={workdir}" in remote(calls[-1])
+    assert remote(calls[-2])[-2:] == ["tpu", clients]
+
+
+@pytest.mark.parametrize("workdir", ["gs://runs/a", "/nfs/run"])
+@pytest.mark.parametrize("flag, names", [("b", ["b"]), ("my-b.1,b_2", ["my-b.1", "b_2"])])
+def test_buckets_of_data_are_mounted(fakes, workdir, flag, names):
+    calls = dry_run(fakes, *BASE, f"--workdir={workdir}", f"--mount={flag}")
+    assert remote(calls[-2]) == ["bash", "rb_jax/tpu/worker.sh", "mount", *names]
+    assert f"--workdir={workdir}" in remote(calls[-1])
 
 
 def test_arguments_survive_two_shells(fakes):
@@ -125,7 +138,6 @@ def test_image_of_the_type(fakes, kind, image):
         (["--zone=z"], "--name=VALUE is required"),
         (["--name=a", "--zone=z"], "--accelerator-type=VALUE is required"),
         (["--name=a", "--zone=z", "--accelerator-type=v5p-8"], "--workdir=VALUE is required"),
-        ([*BASE, "--workdir=gs://b"], "--workdir=gs://b: must be gs://BUCKET/RUN"),
         ([*BASE, "--slices=two"], "--slices=two: must be a whole number"),
         ([*BASE, "--slices=0"], "--slices=0: must be at least 1"),
         ([*BASE, "--name"], "--name needs a value"),
@@ -135,6 +147,15 @@ def test_image_of_the_type(fakes, kind, image):
         (["--name=a", "--zone=z", "--accelerator-type=tpu7x-8"], "on GKE only"),
         (["--name=a", "--zone=z", "--accelerator-type=h100-8"], "must be like v4-8"),
         (["--name=a", "--zone=z", "--accelerator-type=v9-8"], "unknown chip 'v9-8'"),
+        (
+            [*BASE, "--workdir=gs://b"],
+            "--workdir=gs://b: must be gs://BUCKET/RUN, s3://BUCKET/RUN or a path",
+        ),
+        ([*BASE, "--workdir=s3:///run"], "must be gs://BUCKET/RUN, s3://BUCKET/RUN or a path"),
+        ([*BASE, "--workdir=gs://b//"], "must be gs://BUCKET/RUN, s3://BUCKET/RUN or a path"),
+        ([*BASE, "--workdir=/gcs/b/run", "--mount=b"], "must be gs://b/run"),
+        ([*BASE, "--mount=gs://b"], "--mount=gs://b: must be BUCKET"),
+        ([*BASE, "--mount=a,,b"], "must be BUCKET or BUCKET,BUCKET"),
     ],
 )
 def test_bad_flags(fakes, flags, message):
@@ -156,7 +177,7 @@ def test_preempted_starts_again_without_counting(fakes):
 def test_buckets_are_mounted_before_each_attempt(fakes):
     fakes.answers("mount", 1, 0)
     fakes.answers("train", 75, 0)
-    assert run(fakes, "--slices=2", "--max-failures=1").returncode == 0
+    assert run(fakes, "--slices=2", "--max-failures=1", "--mount=b").returncode == 0
     words = [remote(call)[2:4] for call in fakes.calls("ssh") if "worker.sh setup" not in call[-1]]
     mounts = [word == ["mount", "b"] for word in words]
     # One of the two fails at first, so nothing trains; then two attempts on both slices.

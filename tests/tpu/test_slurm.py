@@ -75,6 +75,13 @@ def test_command(fakes):
     ]
 
 
+@pytest.mark.parametrize("workdir", ["gs://b/my run", "s3://b/run", "runs/mine"])
+def test_a_workdir_is_passed_on(fakes, workdir):
+    assert job(fakes, f"--workdir={workdir}").returncode == 0
+    (call,) = fakes.calls("srun")
+    assert f"--workdir={workdir}" in call
+
+
 def test_tasks_get_the_compiler_flags(fakes):
     srun = fakes.folder / "bin" / "srun"
     srun.write_text(
@@ -132,6 +139,8 @@ def test_killed_when_the_time_is_up(fakes, left, requeues):
     "flags, message",
     [
         (["--workdir="], "--workdir=VALUE is required"),
+        (["--workdir=s3://b"], "must be gs://BUCKET/RUN, s3://BUCKET/RUN or a path"),
+        (["--workdir=http://b/run"], "must be gs://BUCKET/RUN, s3://BUCKET/RUN or a path"),
         (["--chip=v5p"], "must be h100, h200 or b200"),
         (["--chip=p4"], "unknown chip 'p4'"),
         (["--nodes=4"], "unknown flag --nodes"),

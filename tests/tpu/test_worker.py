@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -126,15 +127,43 @@ def test_mount_installs_once_and_mounts_once(tmp_path):
         "RB_JAX_MOUNTS": str(tmp_path / "gcs"),
     }
 
-    def mount(bucket: str) -> list[str]:
+    def mount(*buckets: str) -> list[str]:
         log.write_text("")
-        command = ["bash", TPU / "worker.sh", "mount", bucket]
+        command = ["bash", TPU / "worker.sh", "mount", *buckets]
         subprocess.run(command, env=environ, check=True, timeout=30, capture_output=True)
         return log.read_text().splitlines()
 
     first = mount("one")
     assert [line for line in first if line.startswith("apt-get") and "install -y gcsfuse" in line]
     assert first[-1].split()[-2:] == ["one", str(tmp_path / "gcs" / "one")]
-    assert "--rename-dir-limit=0" in first[-1].split()
+    assert "--implicit-dirs" in first[-1].split()
     assert mount("one") == [f"mountpoint -q {tmp_path}/gcs/one"]
-    assert not [line for line in mount("two") if line.startswith("apt-get")]
+    more = mount("one", "two", "three")
+    assert not [line for line in more if line.startswith("apt-get")]
+    mounted = [line.split()[-2] for line in more if line.startswith("gcsfuse --implicit-dirs")]
+    assert mounted == ["two", "three"]
+
+
+@pytest.mark.parametrize(
+    "given, package, jax",
+    [
+        ((), ".[gcs]", "jax[tpu]"),
+        (("tpu", "gcs,s3"), ".[gcs,s3]", "jax[tpu]"),
+        (("cuda13",), ".[gcs]", "jax[cuda13]"),
+    ],
+)
+def test_setup_installs_the_clients_of_buckets(tmp_path, given, package, jax):
+    script, programs = tmp_path / "rb_jax" / "tpu" / "worker.sh", tmp_path / "bin"
+    script.parent.mkdir(parents=True)
+    programs.mkdir()
+    shutil.copy(TPU / "worker.sh", script)
+    uv = programs / "uv"
+    uv.write_text(f'#!/usr/bin/env bash\npwd >>"{tmp_path}/log"\necho "$@" >>"{tmp_path}/log"\n')
+    uv.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    subprocess.run(["bash", script, "setup", *given], env=environ, check=True, timeout=30)
+    folder, installs = (tmp_path / "log").read_text().splitlines()[-2:]
+    assert folder == str(tmp_path / "rb_jax")
+    words = installs.split()
+    assert words[:2] == ["pip", "install"] and words[-3:] == ["-e", package, jax]
+    assert words[words.index("-c") + 1] == "constraints.txt"
