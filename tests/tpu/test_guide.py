@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,14 @@ def test_the_image_has_the_client_of_buckets(extra):
     words = shlex.split(re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], command))
     assert words[:2] == ["pip", "install"]
     assert words[-4:] == ["-c", "constraints.txt", f".[{CLIENTS['gs'][1]}]", f"jax[{extra}]"]
+
+
+def test_the_clients_of_buckets_are_extras_and_pinned():
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    pinned = (REPO / "constraints.txt").read_text().splitlines()
+    for package, extra in CLIENTS.values():
+        assert extra in project["optional-dependencies"]
+        assert any(line.startswith(f"{package}==") for line in pinned), package
 
 
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
