@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib.version
 
 from rb_jax.errors import reason
 from rb_jax.runtime import programs
@@ -77,3 +78,14 @@ def compiled(
         if about[0] is not None:
             return programs.compile_and_keep(what, about, lowered, options)
         return lowered.compile(compiler_options=dict(options) if options else None)
+
+
+def older_emitters(platforms: Collection[str]) -> dict[str, Any] | None:
+    """Compiler options for XLA's older CPU backend, which compiles faster; None off CPUs.
+
+    jaxlib 0.11 has only the newer one, and no options to choose.
+    """
+    if set(platforms) != {"cpu"}:
+        return None
+    version = tuple(map(int, jaxlib.version.__version__.split(".")[:2]))
+    return {"xla_cpu_use_fusion_emitters": False} if version < (0, 11) else {}

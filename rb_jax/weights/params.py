@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
@@ -23,6 +22,7 @@ from rb_jax.models.encoders.vae import AutoencoderTrainer
 from rb_jax.models.mmdit.trainer import MMDiTTrainer
 from rb_jax.models.reasonbrain import ReasonBrain
 from rb_jax.paths import join, split
+from rb_jax.runtime.compiling import older_emitters
 from rb_jax.runtime.programs import recalled
 
 Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
@@ -112,7 +112,5 @@ def fast_compile(platforms: set[str] | None = None, level: int = 0) -> dict[str,
     devices.
     """
     platforms = {d.platform for d in jax.devices()} if platforms is None else platforms
-    quick: dict[str, Any] = {"xla_backend_optimization_level": level}
-    if tuple(map(int, jaxlib.version.__version__.split(".")[:2])) < (0, 11):  # which has no others
-        quick["xla_cpu_use_fusion_emitters"] = False
-    return quick if platforms == {"cpu"} else None
+    older = older_emitters(platforms)
+    return None if older is None else {"xla_backend_optimization_level": level} | older
