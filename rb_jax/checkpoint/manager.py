@@ -102,7 +102,7 @@ class Checkpoints:
         self.wait()
         step, self._commit = int(state.step), Future()
         try:
-            if self._lock is not None and not self._lock.check():
+            if not self._still_ours():
                 raise self._taken_over()
             items, frozen, scalars = split(state)
             self._keep_frozen(frozen)
@@ -272,9 +272,19 @@ class Checkpoints:
             _remove(_unfinished(self.folder, step), self.folder / str(step))
         commit.set_exception(failure)
 
+    def _still_ours(self) -> bool:
+        """Whether the lock is, as the first process sees it; all must ask."""
+        mine = True
+        if self._lock is not None:
+            try:
+                mine = self._lock.check()
+            except Exception:  # a network that fails now: the heartbeat asks again
+                mine = not self._lock.lost
+        return bool(from_primary(int(mine)))
+
     def _taken_over(self) -> RunError:
-        assert self._lock is not None
-        text = f"another run has taken over {self.folder.parent} ({self._lock.lost})"
+        by = f" ({self._lock.lost})" if self._lock is not None else ""
+        text = f"another run has taken over {self.folder.parent}{by}"
         return RunError(EXIT_IO, f"{text}; nothing more is written by this one")
 
     def _not_written(self, step: int, error: BaseException) -> RunError:

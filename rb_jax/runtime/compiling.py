@@ -14,6 +14,7 @@ from rb_jax.errors import reason
 from rb_jax.runtime import programs
 from rb_jax.runtime.logging import LOG
 from rb_jax.runtime.progress import working
+from rb_jax.storage import is_bucket, place
 
 # Seconds of XLA for a line of the lowered program on two cores of a CPU: 1.3e-3 for the training
 # step of configs/reasonworld.py (34,000 lines), 1.0e-3 for its sampler (7,000).
@@ -28,7 +29,7 @@ def keep_programs(where: str | None) -> None:
 
     ``where`` is a folder or a bucket, ``off``, or None for ``rb_jax`` in the user's cache folder,
     unless JAX_COMPILATION_CACHE_DIR names another. Several processes may share it. Call it before
-    anything is compiled.
+    anything is compiled. Raises InputError when a bucket's client is not installed.
     """
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if where == "off":
@@ -37,7 +38,9 @@ def keep_programs(where: str | None) -> None:
     if where is None and named:
         return
     folder = where or str(user_cache() / "rb_jax" / "programs")
-    if "://" not in folder:
+    if is_bucket(folder):
+        place(folder, "--compilation_cache")
+    else:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:

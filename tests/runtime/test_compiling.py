@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from rb_jax.runtime import compiling
+from rb_jax.storage import files, place
 
 PROGRAM = """
 import sys
@@ -79,3 +80,12 @@ def test_a_folder_that_cannot_be_made_only_warns(tmp_path, caplog):
     (tmp_path / "file").write_text("x")
     compiling.keep_programs(str(tmp_path / "file" / "programs"))
     assert "compiled programs are not kept" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["gs", "s3"])
+def test_programs_are_kept_in_a_bucket(buckets, tmp_path, kind):
+    folder = f"{buckets[kind]}/{tmp_path.name}"
+    first, value = finish(start(folder))
+    assert first == 0 and any(name.endswith("-cache") for name in files(place(folder)))
+    second, again = finish(start(folder))
+    assert second > 0 and value == again
