@@ -343,7 +343,7 @@ def _orbax_manager(
     folder: epath.Path, keep: int, keep_every: int, before_commit: Callable[[], None]
 ) -> ocp.CheckpointManager:
     """Orbax's manager: retention, writing in the background, and the commit."""
-    logging.getLogger("absl").addFilter(_without_waiting)
+    logging.getLogger("absl").addFilter(_worth_saying)
     policies = ocp.checkpoint_managers
     kept: list[Any] = [policies.LatestN(keep or None)]
     if keep and keep_every:
@@ -379,9 +379,13 @@ def _atomicity(folder: AnyPath) -> Any:
     return ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
 
 
-def _without_waiting(record: logging.LogRecord) -> bool:
-    """Orbax warns whenever one write waits for the one before; the log says it as a phase."""
-    return not record.getMessage().startswith("Waiting for previous save")
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Without what Orbax logs that this module says by itself, in one line.
+
+    That is each traceback of a failed write, several times, and that a write waits for another.
+    """
+    ours = record.exc_info is not None and "orbax" in record.pathname
+    return not ours and not record.getMessage().startswith("Waiting for previous save")
 
 
 def _unfinished(parent: epath.Path, name: object) -> epath.Path:

@@ -195,6 +195,28 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, made):
     assert [p.name for p in folder.iterdir()] == ["3"]
 
 
+def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, made):
+    config, state = made
+    with checkpoint.open_checkpoints(tmp_path) as manager:
+        manager.save(at(state, 3), config, {})
+        manager.wait()
+        other = json.loads((tmp_path / "run.lock").read_text()) | {
+            "owner": "x",
+            "host": "elsewhere",
+        }
+        (tmp_path / "run.lock").write_text(json.dumps(other))
+        manager.save(at(state, 6), config, {})
+        assert manager.failed()
+        with pytest.raises(RunError, match="another run has taken over .*on elsewhere") as error:
+            manager.wait()
+        assert error.value.status == EXIT_IO
+        manager._commit = None
+    assert checkpoint.steps(tmp_path / "checkpoints") == [3]
+    assert (
+        json.loads((tmp_path / "run.lock").read_text())["owner"] == "x"
+    )  # it is not ours to remove
+
+
 def test_a_failed_save_ends_the_run_within_a_step(tmp_path, monkeypatch):
     """The folder cannot take the checkpoint of step 4 once its write has begun."""
     original, failed, seen = seal.write, [], []
