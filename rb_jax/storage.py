@@ -171,6 +171,8 @@ def upload(source: Path, target: epath.Path, last: str = "") -> None:
     """
     names = sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file())
     with reaching(target), ThreadPoolExecutor(THREADS) as pool:
+        if last:
+            (target / last).unlink(missing_ok=True)
         first = [name for name in names if name != last]
         list(pool.map(lambda name: copy_file(source / name, target / name), first))
         if last in names:

@@ -8,6 +8,8 @@ the file are compared, so that no two clocks need to agree.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import datetime
 import getpass
 import json
@@ -55,18 +57,25 @@ class Lock:
             while not self._take(self._free()):
                 pass
             self._mine = True
-        threading.Thread(target=self._renew, name="heartbeat", daemon=True).start()
+        beats = threading.Thread(target=self._renew, name="heartbeat", daemon=True)
+        beats.start()
+        atexit.register(self._end, beats)
 
     def release(self) -> None:
-        """Lets the next run in at once; what has become another's stays."""
+        """Lets the next run in at once; what has become another's stays, as does what cannot go."""
         self._done.set()
-        with self._held:
+        with self._held, contextlib.suppress(Exception):
             if not self._mine or self.lost:
                 return
             self._mine = False
             found, generation = self._read()
             if found and found["owner"] == self._me["owner"]:
                 _answer(self._store.write(NAME, None, if_equal=generation))
+
+    def _end(self, beats: threading.Thread) -> None:
+        """A thread that is inside of tensorstore when Python ends takes the process down."""
+        self._done.set()
+        beats.join(ANSWER_SECONDS)
 
     def check(self) -> bool:
         """Whether it is still ours, asked of the file itself."""
@@ -182,8 +191,9 @@ def _boot() -> str:
 def _started(pid: int) -> str:
     """When a process started, in the system's ticks: its number alone may be used again."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else rest[18]  # killed, and only not yet waited for
+    except (OSError, IndexError, ValueError):
         return ""
 
 

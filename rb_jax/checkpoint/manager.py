@@ -22,19 +22,20 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rb_jax.checkpoint import orbax_s3, seal
+from rb_jax.checkpoint import orbax_buckets, seal
+from rb_jax.checkpoint.barriers import Barriers
 from rb_jax.checkpoint.fingerprints import Fingerprints
 from rb_jax.checkpoint.lock import Lock
 from rb_jax.config import Config, differing_keys
 from rb_jax.errors import InputError, listed, reason
-from rb_jax.files import sync_folder
+from rb_jax.files import sync_file, sync_folder
 from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_IO, RunError
 from rb_jax.runtime.processes import (
     anywhere,
@@ -44,7 +45,7 @@ from rb_jax.runtime.processes import (
     say,
     wait_for_all,
 )
-from rb_jax.storage import AnyPath, check_bucket, is_bucket, place, reaching
+from rb_jax.storage import AnyPath, Unreachable, check_bucket, is_bucket, place, reaching
 
 FOLDER, FROZEN = "checkpoints", "frozen"
 PARAMS, EMA, OPTIMIZER, LOOP = "params", "ema", "optimizer", "loop"
@@ -54,6 +55,10 @@ SAVING, DAMAGED = ".orbax-checkpoint-tmp", ".damaged"
 COMMITTED = "commit_success.txt"  # Orbax's last file in a bucket
 OLD = ("state", "metadata.json")  # what a checkpoint of rb_jax 0.1 is made of
 WRITE_SECONDS = 6 * 3600  # for one checkpoint; the watchdog is what notices a hang
+# What tensorstore says of a store that fails now, not of what lies in it.
+PASSING = ("UNAVAILABLE", "DEADLINE", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+T = TypeVar("T")
+FAILURE_SECONDS = 1.0  # between two looks at whether another process has failed
 State = Any  # a pytree of the fields of train.state.TrainState
 
 
@@ -71,8 +76,9 @@ class Checkpoints:
         self._frozen = ""  # the hash of this run's frozen parameters, once they are there
         self._seals: dict[epath.Path, dict[str, Fingerprints]] = {}
         self._commit: Future[None] | None = None
-        self._orbax = _orbax_manager(folder, keep, keep_every, self._before_commit)
-        self._frozen_writer: ocp.AsyncCheckpointer | None = None
+        self._barriers = Barriers(FOLDER)
+        self._orbax = _orbax_manager(folder, keep, keep_every, self._before_commit, self._barriers)
+        self._frozen_done: Future[None] | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -101,6 +107,7 @@ class Checkpoints:
         """
         self.wait()
         step, self._commit = int(state.step), Future()
+        self._barriers.begin()
         try:
             if not self._still_ours():
                 raise self._taken_over()
@@ -114,6 +121,7 @@ class Checkpoints:
             args[LOOP] = ocp.args.JsonSave(json.loads(json.dumps(record)))
             self._orbax.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:  # a full disk shows as whatever broke first
+            self._barriers.fail()
             self._commit.set_exception(self._not_written(step, error))
             return
         self.last = step
@@ -122,7 +130,8 @@ class Checkpoints:
 
     def failed(self) -> bool:
         """Whether a write has failed, or another run has taken over; never waits."""
-        if self._lock is not None and self._lock.lost and self._commit is None:
+        idle = self._commit is None or self._commit.done()
+        if self._lock is not None and self._lock.lost and idle:
             self._commit = Future()
             self._commit.set_exception(self._taken_over())
         commit = self._commit
@@ -145,10 +154,10 @@ class Checkpoints:
         gets the configuration that made it, and may refuse. Raises InputError when there are
         checkpoints, but none is good, and as ``restore``.
         """
+        there = together(lambda: self.steps() if is_primary() else [], self.folder)
         below, damaged = 2**31 - 1, []
         while True:
-            mine = [step for step in self.steps() if step < below] if is_primary() else []
-            below = from_primary(max(mine, default=-1))
+            below = from_primary(max((step for step in there if step < below), default=-1))
             if below < 0:
                 break
             found = self._restored(below, config, like, check)
@@ -157,7 +166,9 @@ class Checkpoints:
                 self.last = below
                 return found
             damaged.append(below)
-        aside = is_primary() and any(_is_aside(path) for path in children(self.folder))
+        aside = together(
+            lambda: is_primary() and any(map(_is_aside, children(self.folder))), self.folder
+        )
         if damaged or anywhere(aside):
             raise none_good(self.folder)
         return None
@@ -167,33 +178,49 @@ class Checkpoints:
     ) -> tuple[State, dict[str, Any]] | None:
         """One step's state; None, having said why, when it is damaged."""
         folder = self.folder / str(step)
-        refuse_old(folder)
-        if self._damaged(step, problems(folder, _share())):
+
+        def look() -> tuple[list[str], dict[str, Any]]:
+            refuse_old(folder)
+            wrong = problems(folder, _share())
+            record = {} if wrong else read_loop(folder)
+            if record.get("frozen"):
+                wrong = frozen_problems(folder, record["frozen"], _share())
+            return wrong, record
+
+        wrong, record = together(look, folder)
+        if self._damaged(step, wrong):
             return None
-        record = read_loop(folder)
         check(record["config"])
-        hash_ = record["frozen"]
-        if hash_ and self._damaged(step, frozen_problems(folder, hash_, _share())):
-            return None
-        expected = like()
         _check_model(folder, record, config)
-        items, frozen, scalars = split(expected)
-        _check_arrays(folder, items | ({FROZEN: frozen} if frozen else {}), hash_)
-        arrays, wrong = {}, []
-        for item, places in [*items.items(), *([(FROZEN, frozen)] if frozen else [])]:
-            where = frozen_folder(folder, hash_) if item == FROZEN else folder / item
+        expected, hash_ = like(), record["frozen"]
+        items, frozen, _ = split(expected)
+        items |= {FROZEN: frozen} if frozen else {}
+        folders = {item: folder / item for item in items}
+        if frozen:
+            folders[FROZEN] = frozen_folder(folder, hash_)
+        arrays: dict[str, dict[str, Any]] = {}
+
+        def read() -> list[str]:
+            _check_arrays(folder, items, hash_)
             try:
-                arrays[item] = read_arrays(where, _as_laid_out(places))
-            except InputError as error:
-                wrong.append(str(error))
-                break
-        if self._damaged(step, wrong):
+                for item, places in items.items():
+                    arrays[item] = read_arrays(folders[item], _as_laid_out(places))
+            except Damaged as error:
+                return [str(error)]
+            return []
+
+        if self._damaged(step, together(read, folder)):
             return None
-        wrong = []
-        for item, found in arrays.items():
-            sealed = frozen_folder(folder, hash_) if item == FROZEN else folder
-            wrong += seal.differences(sealed, item, Fingerprints(found).values())
-        if self._damaged(step, wrong):
+        found = {item: Fingerprints(each) for item, each in arrays.items()}
+
+        def compare() -> list[str]:
+            wrong = []
+            for item, prints in found.items():
+                sealed = folders[item] if item == FROZEN else folder
+                wrong += seal.differences(sealed, item, prints.values())
+            return wrong
+
+        if self._damaged(step, together(compare, folder)):
             return None
         self._frozen = hash_
         return _joined(expected, arrays, record["scalars"]), record["progress"]
@@ -207,11 +234,9 @@ class Checkpoints:
     def _put_aside(self, damaged: list[int], good: int) -> None:
         for step in damaged:
             say(f"step {step} cannot be used: continuing from step {good} instead")
-            if is_primary():
-                _put_aside(self.folder / str(step))
+            on_primary(lambda path=self.folder / str(step): _put_aside(path))
         if damaged:
-            self._orbax.reload()
-        wait_for_all()
+            together(self._orbax.reload, self.folder)
 
     def _keep_frozen(self, frozen: dict[str, Any]) -> None:
         """Starts writing the frozen parameters, unless this run has; the next commit waits."""
@@ -222,27 +247,42 @@ class Checkpoints:
             raise RunError(EXIT_DIVERGED, "a frozen parameter is not finite; nothing is saved")
         self._frozen = hash_of(prints.values())
         folder = self.folder.parent / FROZEN / self._frozen
-        there = from_primary(int(is_primary() and _finished(folder)))
-        if there:
-            return
-        if is_primary() and not is_bucket(folder):
-            folder.parent.mkdir(exist_ok=True)
-        self._seals[_unfinished(folder.parent, folder.name)] = {FROZEN: prints}
+        if not is_bucket(folder):
+            on_primary(lambda: folder.parent.mkdir(exist_ok=True))
         where = _unfinished(folder.parent, folder.name)
-        self._frozen_writer = ocp.AsyncCheckpointer(
+        self._seals[where] = {FROZEN: prints}
+        barriers = Barriers(FROZEN)
+        writer = ocp.AsyncCheckpointer(
             _handler(),
             async_options=ocp.AsyncOptions(
                 timeout_secs=WRITE_SECONDS,
                 post_finalization_callback=lambda: self._seal(where),
+                barrier_sync_fn=barriers,
             ),
             atomicity_options=_atomicity(folder),
         )
-        self._frozen_writer.save(folder, args=ocp.args.PyTreeSave(frozen), force=True)
+        writer.save(folder, args=ocp.args.PyTreeSave(frozen), force=True)
+        done = self._frozen_done = Future()
+
+        def watch() -> None:
+            try:
+                writer.wait_until_finished()
+                if is_primary() and not is_bucket(folder):
+                    _sync(Path(folder), Path(folder.parent), Path(folder.parent.parent))
+                done.set_result(None)
+            except BaseException as error:
+                for each in (barriers, self._barriers):
+                    each.fail()
+                done.set_exception(error)
+
+        threading.Thread(target=watch, name="frozen", daemon=True).start()
 
     def _before_commit(self) -> None:
         """On the first process, when all have written and the folder has not its name yet."""
-        if self._frozen_writer is not None:
-            self._frozen_writer.wait_until_finished()
+        if self._lock is not None and not self._lock.check():
+            raise self._taken_over()
+        if self._frozen_done is not None:
+            self._frozen_done.result()
         self._seal(next(path for path in self._seals if path.parent == self.folder))
 
     def _seal(self, path: epath.Path) -> None:
@@ -258,19 +298,42 @@ class Checkpoints:
             if not all(each.finite() for each in prints.values()):
                 text = f"the state of step {step} is not finite, and not saved; {self._left()}"
                 failure = RunError(EXIT_DIVERGED, text)
-            if failure is None or jax.process_count() == 1:
-                self._orbax.wait_until_finished()
+            self._wait_for_orbax()
             if is_primary() and failure is None and not is_bucket(self.folder):
-                sync_folder(Path(self.folder))
+                _sync(Path(self.folder / str(step)), Path(self.folder))
         except BaseException as error:
             failure = failure or self._not_written(step, error)
         self._seals.clear()
         if failure is None:
             commit.set_result(None)
             return
-        if is_primary() and jax.process_count() == 1:
+        if is_primary():
             _remove(_unfinished(self.folder, step), self.folder / str(step))
         commit.set_exception(failure)
+
+    def _wait_for_orbax(self) -> None:
+        """Until the write has ended, here and where one of several processes cannot go on.
+
+        Orbax's own threads may wait for hours for what a process that failed does not do.
+        """
+        ended: Future[None] = Future()
+
+        def wait() -> None:
+            try:
+                self._orbax.wait_until_finished()
+                ended.set_result(None)
+            except BaseException as error:
+                ended.set_exception(error)
+
+        threading.Thread(target=wait, name="orbax", daemon=True).start()
+        while jax.process_count() > 1:
+            try:
+                return ended.result(timeout=FAILURE_SECONDS)
+            except TimeoutError:
+                if ended.done():
+                    break
+                self._barriers.raise_if_failed()
+        ended.result()
 
     def _still_ours(self) -> bool:
         """Whether the lock is, as the first process sees it; all must ask."""
@@ -301,6 +364,19 @@ class Checkpoints:
         return f"the last good one is of step {left[-1]}" if left else "there is no earlier one"
 
 
+def together(action: Callable[[], T], where: epath.Path) -> T:
+    """What ``action`` gives here; when it fails on one of the processes, all raise."""
+    result, error = None, None
+    try:
+        with reaching(where):
+            result = action()
+    except Exception as caught:
+        error = caught
+    if anywhere(error is not None):
+        raise error or InputError(f"{where}: another process failed; its output says why")
+    return cast(T, result)
+
+
 def open_checkpoints(
     workdir: str | os.PathLike[str], keep: int = 0, keep_every: int = 0
 ) -> Checkpoints:
@@ -312,7 +388,9 @@ def open_checkpoints(
     lock = Lock(root)
     try:
         on_primary(lambda: _begin(root, lock))
-        manager = Checkpoints(root / FOLDER, keep, keep_every, lock if is_primary() else None)
+        with reaching(root):
+            held = lock if is_primary() else None
+            manager = Checkpoints(root / FOLDER, keep, keep_every, held)
     except (OSError, ValueError) as error:
         lock.release()
         if isinstance(error, InputError):
@@ -340,7 +418,11 @@ def _begin(root: epath.Path, lock: Lock) -> None:
 
 
 def _orbax_manager(
-    folder: epath.Path, keep: int, keep_every: int, before_commit: Callable[[], None]
+    folder: epath.Path,
+    keep: int,
+    keep_every: int,
+    before_commit: Callable[[], None],
+    barriers: Barriers,
 ) -> ocp.CheckpointManager:
     """Orbax's manager: retention, writing in the background, and the commit."""
     logging.getLogger("absl").addFilter(_worth_saying)
@@ -354,7 +436,9 @@ def _orbax_manager(
         lightweight_initialize=True,
         atomicity_options=_atomicity(folder),
         async_options=ocp.AsyncOptions(
-            timeout_secs=WRITE_SECONDS, post_finalization_callback=before_commit
+            timeout_secs=WRITE_SECONDS,
+            post_finalization_callback=before_commit,
+            barrier_sync_fn=barriers,
         ),
     )
     handlers: dict[str, Any] = {item: _handler() for item in ITEMS.values()}
@@ -373,9 +457,10 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 def _atomicity(folder: AnyPath) -> Any:
     """How Orbax tells a finished folder; it knows by itself for gs:// and disks."""
+    if is_bucket(folder):
+        orbax_buckets.enable()
     if not str(folder).startswith("s3://"):
         return None
-    orbax_s3.enable()
     return ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
 
 
@@ -415,8 +500,13 @@ def _is_unfinished(path: epath.Path) -> bool:
     return _is_step(path.name) and not (path / COMMITTED).exists() and not _is_aside(path)
 
 
-def _finished(folder: epath.Path) -> bool:
-    return seal.sealed(folder) and (not is_bucket(folder) or (folder / COMMITTED).exists())
+def _sync(*folders: Path) -> None:
+    """Brings to the disk what Orbax wrote after the seal, and the names in these folders."""
+    for name in seal.LATER:
+        if (folders[0] / name).exists():
+            sync_file(folders[0] / name)
+    for folder in folders:
+        sync_folder(folder)
 
 
 def _remove(*paths: epath.Path) -> None:
@@ -518,7 +608,9 @@ def read_arrays(folder: AnyPath, restore_args: dict[str, Any]) -> dict[str, Any]
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     try:
         return _reader(folder).restore(epath.Path(folder), args=args)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError) as error:
+        if is_bucket(folder) and any(word in str(error) for word in PASSING):
+            raise Unreachable(f"{folder}: cannot be reached ({reason(error)})") from error
         raise unreadable(folder, error) from error
 
 
@@ -579,8 +671,12 @@ def none_good(folder: AnyPath) -> InputError:
     )
 
 
-def unreadable(folder: AnyPath, error: Exception) -> InputError:
-    return InputError(f"{folder}: cannot be read ({reason(error)})")
+class Damaged(InputError):
+    """Something of a checkpoint is not as it was written."""
+
+
+def unreadable(folder: AnyPath, error: Exception) -> Damaged:
+    return Damaged(f"{folder}: cannot be read ({reason(error)})")
 
 
 def _check_model(folder: epath.Path, record: dict[str, Any], config: Config) -> None:

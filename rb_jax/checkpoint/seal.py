@@ -54,9 +54,11 @@ def problems(folder: AnyPath, share: tuple[int, int] = (0, 1)) -> list[str]:
     try:
         listed = _read(folder)["files"]
         there = {n: size for n, size in files(folder).items() if not _later(n)}
+    except FileNotFoundError:
+        return [f"{NAME}: missing"]
     except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        return [f"{NAME}: {'missing' if missing else reason(error)}"]
+        _unless_passing(folder, error)
+        return [f"{NAME}: {reason(error)}"]
     wrong = [f"{name}: missing" for name in sorted(set(listed) - set(there))]
     wrong += [f"{name}: not in {NAME}" for name in sorted(set(there) - set(listed))]
     for name in LATER:
@@ -71,12 +73,19 @@ def problems(folder: AnyPath, share: tuple[int, int] = (0, 1)) -> list[str]:
         try:
             same = digest is None or _hash(folder / name) == digest
         except OSError as error:
+            _unless_passing(folder, error)
             return f"{name}: {reason(error)}"
         return "" if same else f"{name}: the SHA-256 is wrong"
 
     mine = sorted(set(listed) & set(there))[share[0] :: share[1]]
     with ThreadPoolExecutor(THREADS) as pool:
         return wrong + [text for text in pool.map(difference, mine) if text]
+
+
+def _unless_passing(folder: AnyPath, error: Exception) -> None:
+    """A store that cannot be asked now says nothing about what lies in it; a disk does."""
+    if is_bucket(folder) and isinstance(error, OSError):
+        raise error
 
 
 def prints(folder: AnyPath) -> dict[str, dict[str, str]]:
@@ -95,11 +104,6 @@ def differences(folder: AnyPath, item: str, found: Mapping[str, str]) -> list[st
         for name in sorted(found)
         if found[name] != saved.get(name)
     ]
-
-
-def sealed(folder: AnyPath) -> bool:
-    """Whether a folder has been finished."""
-    return (folder / NAME).exists()
 
 
 def _read(folder: AnyPath) -> dict[str, Any]:
@@ -131,7 +135,12 @@ def _later(name: str) -> bool:
 
 
 def _plausible(name: str, content: bytes) -> bool:
-    """Whether it is what Orbax writes there; nothing of ours depends on what it says."""
+    """Whether it is what Orbax writes there; nothing of ours depends on what it says.
+
+    Empty is how a file may be after the power failed, when the seal was already on the disk.
+    """
+    if not content:
+        return True
     if name == LATER[1]:
         return content.startswith(b"Checkpoint commit was successful to ")
     try:

@@ -60,7 +60,7 @@ def newest_good(folder: Source, read: Callable[[epath.Path], T]) -> T:
             if not wrong:
                 try:
                     return read(each)
-                except InputError as error:
+                except checkpoint.Damaged as error:
                     wrong = [str(error)]
             text = f"{each} is damaged: {listed(wrong, '; ')}"
             if chosen is not None:
@@ -144,11 +144,11 @@ def _config_of(each: epath.Path) -> Config:
 
 
 def _arrays(each: epath.Path, items: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
-    """These items of a checkpoint and its frozen parameters, as NumPy arrays, verified."""
+    """These items of a checkpoint and its frozen parameters, as NumPy arrays; or Damaged."""
     folders = {item: (each / item, each) for item in items}
     if hash_ := checkpoint.read_loop(each)["frozen"]:
         if wrong := checkpoint.frozen_problems(each, hash_):
-            raise InputError(listed(wrong, "; "))
+            raise checkpoint.Damaged(listed(wrong, "; "))
         frozen = checkpoint.frozen_folder(each, hash_)
         folders[checkpoint.FROZEN] = frozen, frozen
     arrays = {}
@@ -160,5 +160,5 @@ def _arrays(each: epath.Path, items: Iterable[str]) -> dict[str, dict[str, np.nd
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             found = fingerprints.of(arrays[item])
         if wrong := seal.differences(sealed, item, found):
-            raise InputError(listed(wrong, "; "))
+            raise checkpoint.Damaged(listed(wrong, "; "))
     return arrays

@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _main(words)
     if argv is None and status in exits.STATUS.values():
         exits.leave(status)
+    if status in exits.FAILED:
+        exits.give_up(status)
     return status
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,8 @@ EXIT_HUNG = 69  # EX_UNAVAILABLE: a step took longer than train.step_timeout; st
 EXIT_DIVERGED = 70  # EX_SOFTWARE: values are not finite; starting again would repeat it
 EXIT_IO = 74  # EX_IOERR: a checkpoint or the log could not be written
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped before the end, worth starting again
+FAILED = (EXIT_HUNG, EXIT_DIVERGED, EXIT_IO)  # of a RunError
+GIVE_UP_SECONDS = 5.0
 STATUS: dict[int, int] = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: 130}
 
 
@@ -152,6 +155,22 @@ def leave(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def give_up(status: int) -> None:
+    """Ends one of several processes that cannot go on; for a process alone it returns.
+
+    Threads that wait for the others are not waited for. The first process, which joins all, stays
+    for a moment, so that each of them may say why it ends.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or jax.process_count() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:
+        time.sleep(GIVE_UP_SECONDS)
+    os._exit(status)
 
 
 @contextmanager

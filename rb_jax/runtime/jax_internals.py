@@ -73,3 +73,13 @@ def compiler_fingerprint() -> str:
     devices = np.array(jax.devices())
     options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
     return cache_key.get(module, devices, options, jax.devices()[0].client)
+
+
+def coordination_client() -> Any:
+    """The client of the service that joins the processes, or None for a process on its own.
+
+    It keeps keys and values, of which JAX has no public use.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state.client

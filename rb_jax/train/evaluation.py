@@ -106,8 +106,9 @@ class Evaluator:
             log.image("edits", step, picture)
             if is_primary():
                 folder = workdir / "samples"
-                folder.mkdir(exist_ok=True)
-                save_image(folder / f"step_{step}.png", picture)
+                with log.kept():
+                    folder.mkdir(exist_ok=True)
+                    save_image(folder / f"step_{step}.png", picture)
         return True
 
     def picture(

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -112,6 +113,11 @@ class Run:
         return self.outputs.folder
 
     @property
+    def failure(self) -> Exception | None:
+        """Why the outputs could not be written."""
+        return self.log.failure
+
+    @property
     def scratch(self) -> Path:
         """Where examples may be prepared: the workdir, or for one in a bucket the user's cache."""
         where = str(self.outputs.target)
@@ -154,10 +160,12 @@ def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitSta
     kept = (settings.keep_checkpoints, settings.keep_every)
     manager = stack.enter_context(checkpoint.open_checkpoints(workdir, *kept))
     say(f"{mesh.size} x {mesh.devices.flat[0].device_kind}, workdir {workdir}")
+    watchdog.allow("reading the checkpoint", LONG)
     state, saved = start(config, manager, mesh)
+    watchdog.off()
     say(parameter_report(state))
     step = int(state.step)
-    finished = is_primary() and (workdir / "weights" / CONFIG).exists()
+    finished = is_primary() and weights_step(workdir) == step
     if step >= settings.steps and from_primary(finished):
         say(f"{workdir}: already finished, {step} steps; raise train.steps to train on")
         return 0
@@ -186,6 +194,8 @@ def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitSta
     state, received = train_steps(run, state)
     watchdog.allow("the last checkpoint", LONG)
     manager.wait()
+    if run.failure is not None:
+        raise run.failure
     wait_for_all()
     received = received or run.stop.answer(run.stop.ask())  # it may have come late
     watchdog.off()
@@ -202,6 +212,15 @@ def write_weights(workdir: epath.Path, config: Config, state: TrainState) -> Non
     """The running average, and the encoders it started with; returns when it is written."""
     save_weights(workdir / "weights", *whole_model(config, ema_params(state)))
     wait_for_all()
+
+
+def weights_step(workdir: epath.Path) -> int | None:
+    """The last step of the run that wrote ``weights/``, if they are whole."""
+    try:
+        stored = json.loads((workdir / "weights" / CONFIG).read_bytes())
+        return int(stored["train"]["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_workdir(config: Config, workdir: object, there: dict[str, Any]) -> None:
@@ -290,7 +309,7 @@ def launch(
     Meanwhile the metrics of the step before are read.
     """
     run.watchdog.allow(f"step {step}", LONG if slow else 1)
-    run.stop.failed = run.manager.failed()
+    run.stop.failed = run.manager.failed() or run.failure is not None
     asked = run.stop.ask()
     run.profiler.before(step, state.step)
     state, metrics = stepper.step(state, batch)
@@ -340,6 +359,8 @@ def take_pending(run: Run) -> None:
 def check_saved(run: Run, signal: int) -> None:
     """Raises RunError when the reason to stop is a checkpoint that could not be written."""
     if signal == SAVE_FAILED:
+        if run.failure is not None:
+            raise run.failure
         run.manager.wait()
         raise RunError(EXIT_IO, "another process could not write its part of a checkpoint")
 
@@ -428,10 +449,14 @@ def save(run: Run, state: TrainState) -> None:
 
 
 def copy_outputs(run: Run) -> None:
-    """Brings lines and pictures to the disk, and to the bucket that the workdir is in."""
+    """Brings lines and pictures to the disk, and to the bucket that the workdir is in.
+
+    Only the first process has any; when it fails, all learn of it with the next step.
+    """
     run.log.sync()
     if is_primary():
-        run.outputs.sync()
+        with run.log.kept():
+            run.outputs.sync()
     run.synced = time.monotonic()
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import tensorboardX
 from jaxtyping import UInt8
 
+from rb_jax.errors import InputError
 from rb_jax.files import write_text
 from rb_jax.runtime.processes import is_primary
 from rb_jax.sharding.chips import device_flops
@@ -147,7 +148,8 @@ class RunLog:
     Lines and events after ``step``, left by a run that was killed later than its last
     checkpoint, are dropped: they are about to be written again, and so is, with ``evaluates``,
     the evaluation of that step. ``known_as`` is the workdir by its lasting name, for Weights &
-    Biases.
+    Biases. What cannot be written once a run has begun is kept as ``failure``: raised on this
+    process alone, it would leave the others waiting.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class RunLog:
         known_as: str = "",
     ):
         self.file = self.board = self.wandb = None
+        self.failure: Exception | None = None
         if not is_primary():
             return
         workdir.mkdir(parents=True, exist_ok=True)
@@ -172,11 +175,20 @@ class RunLog:
         self.path, self.file = path, path.open("a", encoding="utf-8")
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keeps what goes wrong on the disk or in a bucket for later."""
+        try:
+            yield
+        except (OSError, InputError) as error:
+            self.failure = self.failure or error
+
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if self.file is None or self.board is None:
             return
-        self.file.write(json.dumps({"step": step, "kind": kind} | dict(values)) + "\n")
-        self.file.flush()
+        with self.kept():
+            self.file.write(json.dumps({"step": step, "kind": kind} | dict(values)) + "\n")
+            self.file.flush()
         scalars = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
@@ -185,12 +197,13 @@ class RunLog:
 
     def sync(self) -> None:
         """Brings the lines to the disk, ahead of a checkpoint that takes them as written."""
-        if self.file is not None:
-            os.fsync(self.file.fileno())
-            self.file.close()  # a mounted bucket keeps a new file only once it is closed
-            self.file = self.path.open("a", encoding="utf-8")
-        if self.board is not None:
-            self.board.flush()
+        with self.kept():
+            if self.file is not None:
+                os.fsync(self.file.fileno())
+                self.file.close()  # a mounted bucket keeps a new file only once it is closed
+                self.file = self.path.open("a", encoding="utf-8")
+            if self.board is not None:
+                self.board.flush()
 
     def image(self, name: str, step: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
         if self.board is not None:
@@ -201,7 +214,8 @@ class RunLog:
     def close(self) -> None:
         for each in (self.file, self.board, self.wandb):
             if each is not None:
-                each.close()
+                with self.kept():
+                    each.close()
 
 
 def read_lines(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -24,8 +24,11 @@ BAD = {
     "a mistyped verb of data": (["data", "cahce"], "did you mean data cache?"),
     "train without config": (["train", "--workdir=run"], "needs --config"),
     "train without workdir": (TRAIN[:2], "needs --workdir"),
-    "a bucket to train in": ([*TRAIN[:2], "--workdir=gs://b/run"], "--workdir=gs://b/run: must be"),
-    "a bucket's weights": ([*EDIT, "--checkpoint", "s3://b/run"], "mount the bucket"),
+    "a URL to train in": (
+        [*TRAIN[:2], "--workdir=hdfs://b/run"],
+        "--workdir=hdfs://b/run: must be",
+    ),
+    "a URL's weights": ([*EDIT, "--checkpoint", "https://b/run"], "nothing is downloaded"),
     "a bucket's data": ([*TRAIN, "--config.data.path=gs://b/set"], "data.path=gs://b/set: must be"),
     "a config that is not there": (["train", "--config=no.py", "--workdir=run"], "no.py: no such"),
     "a config's name, mistyped": (
@@ -116,8 +119,8 @@ BAD = {
     "a demo of no scenes": (["demo", "--out=d", "--count=0"], "--count must be at least 1"),
     "a demo of another key": (["demo", "--out=d", "--set=nosuch=1"], "config.nosuch: no such key"),
     "a bucket as configuration": (
-        ["train", "--config=from_checkpoint:gs://b/c", "--workdir=w"],
-        "--config=gs://b/c: must be a path",
+        ["train", "--config=gs://b/c.py", "--workdir=w"],
+        "--config=gs://b/c.py: must be a path",
     ),
     "a configuration that ends Python": (["train", "--config=ends.py", "--workdir=w"], "ends.py:1"),
     "training on nothing": (

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.checkpoint.stored import load_weights
 from rb_jax.runtime import distributed, processes
 from rb_jax.train.metrics import read_lines
@@ -72,7 +75,7 @@ def launch(commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
     ]
 
 
-def train(folder, name, signals, *flags, step=0) -> list[int]:
+def train(folder, name, signals, *flags, step=0, ends: Iterable[int] = ()) -> list[int]:
     """One process for each of ``signals``, which it sends itself after ``step``; exit statuses."""
     address, many = free_address(), len(signals)
     commands = [
@@ -93,7 +96,7 @@ def train(folder, name, signals, *flags, step=0) -> list[int]:
     ]
     ended = launch(commands)
     codes = [process.returncode for process in ended]
-    assert set(codes) <= {0, 75, -9}, "\n".join(process.stderr for process in ended)
+    assert set(codes) <= {0, 75, -9, *ends}, "\n".join(process.stderr for process in ended)
     return codes
 
 
@@ -141,6 +144,19 @@ def test_stopped_killed_and_continued_on_other_numbers_of_processes(folder):
     assert sorted(path.name for path in checkpoints.iterdir())[:2] == ["3", "4"]
     assert train(folder, "parts", ["none"] * 2, *mesh(context=8)) == [0, 0]
     assert_same(folder / "one", folder / "parts")
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_save_that_fails_on_one_process_ends_both(folder, full):
+    """Each by itself and soon, not after the hours that Orbax would let one wait for another."""
+    name, signals = f"full_{full}", ["none", "none"]
+    signals[full] = "FULL"
+    begin = time.monotonic()
+    codes = train(folder, name, signals, *mesh(fsdp=8), step=4, ends={74})
+    assert codes == [74, 74] and time.monotonic() - begin < 120
+    steps = [path.name for path in (folder / name / "checkpoints").iterdir()]
+    assert "3" in steps and "6" not in steps, steps
+    assert checkpoint.problems(folder / name / "checkpoints" / "3") == []
 
 
 def scattered(address: str, index: int) -> None:

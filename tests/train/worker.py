@@ -2,9 +2,11 @@
 
 ``python -m tests.train.worker SIGNAL STEP [flags of rb-jax ...]`` trains the fake model; SIGNAL, or
 "none", is sent by the process to itself while it waits for the batch after its first STEP steps.
+FULL in its place lets no file of this process grow any more, as on a full disk.
 """
 
 import os
+import resource
 import signal
 import sys
 
@@ -21,7 +23,11 @@ def send(name: str, step: int) -> None:
         calls[0] += 1
         if calls[0] == step + 1:
             run.manager.wait()  # only what comes after a checkpoint is to be lost
-            os.kill(os.getpid(), signal.Signals[name])
+            if name == "FULL":
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+            else:
+                os.kill(os.getpid(), signal.Signals[name])
         return original(run, batches)
 
     loop.next_batch = next_batch

@@ -5,7 +5,7 @@ import inspect
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from rb_jax.checkpoint import orbax_s3
+from rb_jax.checkpoint import orbax_buckets
 
 
 def test_orbax_asks_these_functions_for_a_bucket():
@@ -17,8 +17,8 @@ def test_orbax_asks_these_functions_for_a_bucket():
 def test_drivers_of_disks_and_both_buckets(monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.delenv("TENSORSTORE_GCS_BACKEND", raising=False)
-    orbax_s3.enable()
-    orbax_s3.enable()
+    orbax_buckets.enable()
+    orbax_buckets.enable()
     for path, driver in {
         "gs://bucket/run/": "gcs",
         "s3://bucket/run/": "s3",
