@@ -23,7 +23,7 @@ def enable() -> None:
 
     def has_folders_if_told(path) -> bool:
         try:
-            return has_folders(path)
+            return bool(has_folders(path))
         except Exception:  # Forbidden: then empty folders may stay behind, and that is all
             return False
 
