@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from rb_jax.checkpoint.manager import COMMITTED
+from rb_jax.checkpoint.layout import COMMITTED
 from tests.addresses import free_address
 
 BUCKET = "bucket"  # names of buckets have three letters or more

@@ -13,28 +13,54 @@ or a damaged one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rb_jax.checkpoint import orbax_buckets, seal
+from rb_jax.checkpoint import seal
 from rb_jax.checkpoint.barriers import Barriers
 from rb_jax.checkpoint.fingerprints import Fingerprints
+from rb_jax.checkpoint.layout import (
+    COMMITTED,
+    FOLDER,
+    FROZEN,
+    ITEMS,
+    LOOP,
+    Damaged,
+    State,
+    atomicity,
+    check_arrays,
+    check_model,
+    children,
+    frozen_folder,
+    frozen_problems,
+    handler,
+    hash_of,
+    is_aside,
+    is_unfinished,
+    joined,
+    none_good,
+    problems,
+    put_aside,
+    read_arrays,
+    read_loop,
+    refuse_old,
+    split,
+    steps,
+)
 from rb_jax.checkpoint.lock import Lock
-from rb_jax.config import Config, differing_keys
-from rb_jax.errors import InputError, listed, reason
+from rb_jax.config import Config
+from rb_jax.errors import InputError, reason
 from rb_jax.files import sync_file, sync_folder
 from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_IO, RunError
 from rb_jax.runtime.processes import (
@@ -45,21 +71,12 @@ from rb_jax.runtime.processes import (
     say,
     wait_for_all,
 )
-from rb_jax.storage import AnyPath, Unreachable, check_bucket, is_bucket, place, reaching
+from rb_jax.storage import check_bucket, is_bucket, place, reaching
 
-FOLDER, FROZEN = "checkpoints", "frozen"
-PARAMS, EMA, OPTIMIZER, LOOP = "params", "ema", "optimizer", "loop"
-# The arrays of a state by the first part of their names, and the item each goes to.
-ITEMS = {"params": PARAMS, "ema": EMA, "opt_state": OPTIMIZER}
-SAVING, DAMAGED = ".orbax-checkpoint-tmp", ".damaged"
-COMMITTED = "commit_success.txt"  # Orbax's last file in a bucket
-OLD = ("state", "metadata.json")  # what a checkpoint of rb_jax 0.1 is made of
+SAVING = ".orbax-checkpoint-tmp"
 WRITE_SECONDS = 6 * 3600  # for one checkpoint; the watchdog is what notices a hang
-# What tensorstore says of a store that fails now, not of what lies in it.
-PASSING = ("UNAVAILABLE", "DEADLINE", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED")
 T = TypeVar("T")
 FAILURE_SECONDS = 1.0  # between two looks at whether another process has failed
-State = Any  # a pytree of the fields of train.state.TrainState
 
 
 class Checkpoints:
@@ -167,7 +184,7 @@ class Checkpoints:
                 return found
             damaged.append(below)
         aside = together(
-            lambda: is_primary() and any(map(_is_aside, children(self.folder))), self.folder
+            lambda: is_primary() and any(map(is_aside, children(self.folder))), self.folder
         )
         if damaged or anywhere(aside):
             raise none_good(self.folder)
@@ -191,7 +208,7 @@ class Checkpoints:
         if self._damaged(step, wrong):
             return None
         check(record["config"])
-        _check_model(folder, record, config)
+        check_model(folder, record, config)
         expected, hash_ = like(), record["frozen"]
         items, frozen, _ = split(expected)
         items |= {FROZEN: frozen} if frozen else {}
@@ -201,7 +218,7 @@ class Checkpoints:
         arrays: dict[str, dict[str, Any]] = {}
 
         def read() -> list[str]:
-            _check_arrays(folder, items, hash_)
+            check_arrays(folder, items, hash_)
             try:
                 for item, places in items.items():
                     arrays[item] = read_arrays(folders[item], _as_laid_out(places))
@@ -223,7 +240,7 @@ class Checkpoints:
         if self._damaged(step, together(compare, folder)):
             return None
         self._frozen = hash_
-        return _joined(expected, arrays, record["scalars"]), record["progress"]
+        return joined(expected, arrays, record["scalars"]), record["progress"]
 
     def _damaged(self, step: int, wrong: list[str]) -> bool:
         """Whether any process found something, having said what this one did."""
@@ -234,7 +251,7 @@ class Checkpoints:
     def _put_aside(self, damaged: list[int], good: int) -> None:
         for step in damaged:
             say(f"step {step} cannot be used: continuing from step {good} instead")
-            on_primary(lambda path=self.folder / str(step): _put_aside(path))
+            on_primary(lambda path=self.folder / str(step): put_aside(path))
         if damaged:
             together(self._orbax.reload, self.folder)
 
@@ -253,13 +270,13 @@ class Checkpoints:
         self._seals[where] = {FROZEN: prints}
         barriers = Barriers(FROZEN)
         writer = ocp.AsyncCheckpointer(
-            _handler(),
+            handler(),
             async_options=ocp.AsyncOptions(
                 timeout_secs=WRITE_SECONDS,
                 post_finalization_callback=lambda: self._seal(where),
                 barrier_sync_fn=barriers,
             ),
-            atomicity_options=_atomicity(folder),
+            atomicity_options=atomicity(folder),
         )
         writer.save(folder, args=ocp.args.PyTreeSave(frozen), force=True)
         done = self._frozen_done = Future()
@@ -412,7 +429,7 @@ def _begin(root: epath.Path, lock: Lock) -> None:
         for path in [*children(root / FOLDER), *children(root / FROZEN)]:
             if SAVING in path.name:
                 path.rmtree()
-            elif is_bucket(root) and _is_unfinished(path):
+            elif is_bucket(root) and is_unfinished(path):
                 say(f"{path} was not finished, and is removed")
                 path.rmtree()
 
@@ -434,34 +451,16 @@ def _orbax_manager(
         preservation_policy=policies.AnyPreservationPolicy(kept),
         save_root_metadata=False,
         lightweight_initialize=True,
-        atomicity_options=_atomicity(folder),
+        atomicity_options=atomicity(folder),
         async_options=ocp.AsyncOptions(
             timeout_secs=WRITE_SECONDS,
             post_finalization_callback=before_commit,
             barrier_sync_fn=barriers,
         ),
     )
-    handlers: dict[str, Any] = {item: _handler() for item in ITEMS.values()}
+    handlers: dict[str, Any] = {item: handler() for item in ITEMS.values()}
     handlers[LOOP] = ocp.JsonCheckpointHandler()
     return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
-
-
-def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Of one item of arrays, which each process commits in one transaction.
-
-    With Orbax's default, a limit of 96 GB, every array has its own, and each writes the same small
-    object again, which a store allows about once a second.
-    """
-    return ocp.PyTreeCheckpointHandler(handler_impl=ocp.BasePyTreeCheckpointHandler())
-
-
-def _atomicity(folder: AnyPath) -> Any:
-    """How Orbax tells a finished folder; it knows by itself for gs:// and disks."""
-    if is_bucket(folder):
-        orbax_buckets.enable()
-    if not str(folder).startswith("s3://"):
-        return None
-    return ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
@@ -476,28 +475,6 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 def _unfinished(parent: epath.Path, name: object) -> epath.Path:
     """Where Orbax writes a folder until it commits it."""
     return parent / (f"{name}" if is_bucket(parent) else f"{name}{SAVING}")
-
-
-def _put_aside(path: epath.Path) -> None:
-    """Keeps a damaged checkpoint for whoever wants to look at it, out of the way of others."""
-    if is_bucket(path):
-        (path / DAMAGED.removeprefix(".")).write_text("some of this is not as it was written\n")
-        (path / COMMITTED).unlink(missing_ok=True)
-        return
-    aside = path.with_name(path.name + DAMAGED)
-    aside.rmtree(missing_ok=True)
-    path.rename(aside)
-
-
-def _is_aside(path: epath.Path) -> bool:
-    if not is_bucket(path):
-        return path.name.endswith(DAMAGED)
-    return _is_step(path.name) and (path / DAMAGED.removeprefix(".")).exists()
-
-
-def _is_unfinished(path: epath.Path) -> bool:
-    """Of a step's folder in a bucket: that it was not committed, and is not kept as damaged."""
-    return _is_step(path.name) and not (path / COMMITTED).exists() and not _is_aside(path)
 
 
 def _sync(*folders: Path) -> None:
@@ -520,190 +497,6 @@ def _remove(*paths: epath.Path) -> None:
             continue
 
 
-def steps(folder: AnyPath) -> list[int]:
-    """The numbers among the names in ``folder``, ascending; in a bucket, the finished ones."""
-    found = [path for path in children(folder) if _is_step(path.name)]
-    if is_bucket(folder):
-        found = [path for path in found if (path / COMMITTED).exists()]
-    return sorted(int(path.name) for path in found)
-
-
-def _is_step(name: str) -> bool:
-    return name.isdecimal() and str(int(name)) == name
-
-
-def children(folder: AnyPath) -> list[epath.Path]:
-    """What is in a folder; nothing if it is absent."""
-    try:
-        return sorted(epath.Path(folder).iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def problems(folder: AnyPath, share: tuple[int, int] = (0, 1)) -> list[str]:
-    """What is wrong with the files of one checkpoint; of ``share`` see ``seal.problems``."""
-    wrong = seal.problems(folder, share)
-    if not wrong:
-        try:
-            step = read_loop(folder)["scalars"]["step"]["value"]
-        except InputError as error:
-            return [str(error)]
-        if str(step) != folder.name:
-            return [f"{LOOP}: it is of step {step}"]
-    return wrong
-
-
-def frozen_folder(checkpoint: AnyPath, hash_: str) -> epath.Path:
-    """Where the frozen parameters are that a checkpoint refers to."""
-    return epath.Path(checkpoint).parent.parent / FROZEN / hash_
-
-
-def frozen_problems(checkpoint: AnyPath, hash_: str, share: tuple[int, int] = (0, 1)) -> list[str]:
-    """What is wrong with the files of the frozen parameters of a checkpoint."""
-    folder = frozen_folder(checkpoint, hash_)
-    wrong = seal.problems(folder, share)
-    if not wrong and hash_of(seal.prints(folder)[FROZEN]) != hash_:
-        wrong = [f"{seal.NAME}: it is of other parameters"]
-    return [f"{FROZEN}/{hash_}/{text}" for text in wrong]
-
-
-def hash_of(prints: Mapping[str, str]) -> str:
-    """One hash of many arrays, from their fingerprints."""
-    text = json.dumps(dict(prints), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def refuse_old(folder: AnyPath) -> None:
-    """Raises InputError for a checkpoint of rb_jax 0.1, which had another layout."""
-    if all((folder / name).exists() for name in OLD):
-        raise InputError(
-            f"{folder}: a checkpoint of rb_jax 0.1, which this version does not read; start a new "
-            "workdir from the run's weights/ with --config.train.init_from (a run without them: "
-            "docs/reliability.md, Checkpoints of 0.1)"
-        )
-
-
-def read_loop(folder: AnyPath) -> dict[str, Any]:
-    """The JSON part of one checkpoint."""
-    try:
-        return json.loads((folder / LOOP / "metadata").read_bytes().decode("utf-8"))
-    except (OSError, ValueError) as error:
-        raise unreadable(folder, error) from error
-
-
-def array_metadata(folder: AnyPath) -> dict[str, Any]:
-    """Name -> shape and dtype of each array of one item's folder."""
-    try:
-        item: Any = _reader(folder).metadata(epath.Path(folder))
-        return item.tree
-    except (ValueError, OSError, KeyError, AttributeError) as error:
-        raise unreadable(folder, error) from error
-
-
-def read_arrays(folder: AnyPath, restore_args: dict[str, Any]) -> dict[str, Any]:
-    """The named arrays of one item's folder, read as the arguments say."""
-    if not restore_args:
-        return {}
-    item = dict.fromkeys(restore_args, 0)
-    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-    try:
-        return _reader(folder).restore(epath.Path(folder), args=args)
-    except (ValueError, OSError, KeyError) as error:
-        if is_bucket(folder) and any(word in str(error) for word in PASSING):
-            raise Unreachable(f"{folder}: cannot be reached ({reason(error)})") from error
-        raise unreadable(folder, error) from error
-
-
-def items_of(folder: AnyPath) -> list[str]:
-    """Which items of arrays one checkpoint has."""
-    return [item for item in ITEMS.values() if (folder / item).is_dir()]
-
-
-def split(state: State) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    """A state as items of arrays by name, the frozen parameters, and its scalars for JSON.
-
-    The scalars of an abstract state are left out.
-    """
-    items: dict[str, dict[str, Any]] = {}
-    frozen, scalars = {}, {}
-    for name, leaf in flat(state).items():
-        first, _, rest = name.partition("/")
-        if first == FROZEN:
-            frozen[rest] = leaf
-        elif first in ITEMS:
-            items.setdefault(ITEMS[first], {})[rest] = leaf
-        elif not isinstance(leaf, jax.ShapeDtypeStruct):
-            value = np.asarray(jax.device_get(leaf))
-            scalars[name] = {"value": value.item(), "dtype": str(value.dtype)}
-    return items, frozen, scalars
-
-
-def flat(state: State) -> dict[str, Any]:
-    """Leaves by name: "params/<path>", "opt_state/1/0/mu/<path>", "step"."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _joined(like: State, arrays: dict[str, dict[str, Any]], scalars: dict[str, Any]) -> State:
-    """The inverse of ``split``, in the structure and layout of ``like``."""
-
-    def leaves() -> Iterator[Any]:
-        for name, leaf in flat(like).items():
-            first, _, rest = name.partition("/")
-            item = FROZEN if first == FROZEN else ITEMS.get(first)
-            if item is not None:
-                yield arrays[item][rest]
-                continue
-            value = np.asarray(scalars[name]["value"], leaf.dtype)
-            sharding = getattr(leaf, "sharding", None)
-            if sharding is None:
-                yield jax.numpy.asarray(value)
-            else:
-                yield jax.make_array_from_callback((), sharding, lambda _, v=value: v)
-
-    return jax.tree.unflatten(jax.tree.structure(like), list(leaves()))
-
-
-def none_good(folder: AnyPath) -> InputError:
-    return InputError(
-        f"{folder}: every checkpoint is damaged; bring one back from a copy, or delete the folder "
-        "to start from the beginning"
-    )
-
-
-class Damaged(InputError):
-    """Something of a checkpoint is not as it was written."""
-
-
-def unreadable(folder: AnyPath, error: Exception) -> Damaged:
-    return Damaged(f"{folder}: cannot be read ({reason(error)})")
-
-
-def _check_model(folder: epath.Path, record: dict[str, Any], config: Config) -> None:
-    plain = dataclasses.asdict(config)
-    differing = differing_keys(record["config"]["model"], plain["model"], "model.")
-    if differing:
-        raise InputError(f"{folder} was made with another model: {', '.join(differing)} differ")
-
-
-def _check_arrays(folder: epath.Path, items: dict[str, dict[str, Any]], hash_: str) -> None:
-    """Raises InputError when an array is missing, unexpected, of another shape or dtype."""
-    there = {item: array_metadata(folder / item) for item in items_of(folder)}
-    if hash_:
-        there[FROZEN] = array_metadata(frozen_folder(folder, hash_))
-    have_all = {f"{item}/{name}": x for item, tree in there.items() for name, x in tree.items()}
-    want_all = {f"{item}/{name}": x for item, tree in items.items() for name, x in tree.items()}
-    differences = [f"missing {name}" for name in sorted(set(want_all) - set(have_all))]
-    differences += [f"unexpected {name}" for name in sorted(set(have_all) - set(want_all))]
-    for name in sorted(set(have_all) & set(want_all)):
-        have = (tuple(have_all[name].shape), str(have_all[name].dtype))
-        want = (tuple(want_all[name].shape), str(want_all[name].dtype))
-        if have != want:
-            differences.append(f"{name} is {have[1]}{list(have[0])}, not {want[1]}{list(want[0])}")
-    if differences:
-        raise InputError(f"{folder}: {listed(differences, '; ')}")
-
-
 def _as_laid_out(places: dict[str, Any]) -> dict[str, Any]:
     return {
         name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
@@ -713,12 +506,6 @@ def _as_laid_out(places: dict[str, Any]) -> dict[str, Any]:
 
 def _share() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
-
-
-def _reader(folder: AnyPath) -> ocp.PyTreeCheckpointHandler:
-    """Without Orbax's checkpointer around it: its barriers would hang when one process fails."""
-    _atomicity(folder)
-    return _handler()
 
 
 def _version() -> str:

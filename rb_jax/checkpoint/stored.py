@@ -13,8 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rb_jax.checkpoint import fingerprints, seal
-from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint import fingerprints, layout, seal
 from rb_jax.config import Config, ConfigError, from_stored
 from rb_jax.errors import InputError, listed
 from rb_jax.storage import place, reaching
@@ -33,11 +32,11 @@ def find(folder: Source) -> tuple[epath.Path, int | None] | None:
     """
     root = place(folder)
     with reaching(root):
-        checkpoint.refuse_old(root)
-        if root.name.isdecimal() and (root / checkpoint.LOOP).is_dir():
+        layout.refuse_old(root)
+        if root.name.isdecimal() and (root / layout.LOOP).is_dir():
             return root.parent, int(root.name)
-        for where in (root / checkpoint.FOLDER, root):
-            if checkpoint.steps(where):
+        for where in (root / layout.FOLDER, root):
+            if layout.steps(where):
                 return where, None
     return None
 
@@ -53,20 +52,20 @@ def newest_good(folder: Source, read: Callable[[epath.Path], T]) -> T:
         raise InputError(f"{folder}: no checkpoint in it")
     where, chosen = location
     with reaching(where):
-        for step in [chosen] if chosen is not None else reversed(checkpoint.steps(where)):
+        for step in [chosen] if chosen is not None else reversed(layout.steps(where)):
             each = where / str(step)
-            checkpoint.refuse_old(each)
-            wrong = checkpoint.problems(each)
+            layout.refuse_old(each)
+            wrong = layout.problems(each)
             if not wrong:
                 try:
                     return read(each)
-                except checkpoint.Damaged as error:
+                except layout.Damaged as error:
                     wrong = [str(error)]
             text = f"{each} is damaged: {listed(wrong, '; ')}"
             if chosen is not None:
                 raise InputError(text)
             warnings.warn(f"{text}; looking for an older one", stacklevel=2)
-    raise checkpoint.none_good(where)
+    raise layout.none_good(where)
 
 
 def stored_config(source: Source) -> Config:
@@ -104,20 +103,20 @@ def load_ema(folder: Source) -> tuple[Config, Params]:
     """
 
     def read(each: epath.Path) -> tuple[Config, Params]:
-        trained = checkpoint.EMA if checkpoint.EMA in checkpoint.items_of(each) else None
-        arrays = _arrays(each, [trained or checkpoint.PARAMS])
+        trained = layout.EMA if layout.EMA in layout.items_of(each) else None
+        arrays = _arrays(each, [trained or layout.PARAMS])
         return _config_of(each), {path: x for item in arrays.values() for path, x in item.items()}
 
     return newest_good(folder, read)
 
 
 def load_arrays(folder: Source) -> dict[str, np.ndarray]:
-    """Every value of a checkpoint's state, by ``checkpoint.flat``'s names."""
-    names = {item: first for first, item in checkpoint.ITEMS.items()}
+    """Every value of a checkpoint's state, by ``layout.flat``'s names."""
+    names = {item: first for first, item in layout.ITEMS.items()}
 
     def read(each: epath.Path) -> dict[str, np.ndarray]:
-        arrays = _arrays(each, checkpoint.items_of(each))
-        scalars = checkpoint.read_loop(each)["scalars"]
+        arrays = _arrays(each, layout.items_of(each))
+        scalars = layout.read_loop(each)["scalars"]
         found = {name: np.asarray(x["value"], x["dtype"]) for name, x in scalars.items()}
         for item, tree in arrays.items():
             found |= {f"{names.get(item, item)}/{path}": x for path, x in tree.items()}
@@ -138,7 +137,7 @@ def state_hash(arrays: Mapping[str, np.ndarray]) -> str:
 
 def _config_of(each: epath.Path) -> Config:
     try:
-        return from_stored(checkpoint.read_loop(each)["config"])
+        return from_stored(layout.read_loop(each)["config"])
     except ConfigError as error:
         raise InputError(f"{each}: {error}") from error
 
@@ -146,19 +145,19 @@ def _config_of(each: epath.Path) -> Config:
 def _arrays(each: epath.Path, items: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
     """These items of a checkpoint and its frozen parameters, as NumPy arrays; or Damaged."""
     folders = {item: (each / item, each) for item in items}
-    if hash_ := checkpoint.read_loop(each)["frozen"]:
-        if wrong := checkpoint.frozen_problems(each, hash_):
-            raise checkpoint.Damaged(listed(wrong, "; "))
-        frozen = checkpoint.frozen_folder(each, hash_)
-        folders[checkpoint.FROZEN] = frozen, frozen
+    if hash_ := layout.read_loop(each)["frozen"]:
+        if wrong := layout.frozen_problems(each, hash_):
+            raise layout.Damaged(listed(wrong, "; "))
+        frozen = layout.frozen_folder(each, hash_)
+        folders[layout.FROZEN] = frozen, frozen
     arrays = {}
     for item, (folder, sealed) in folders.items():
-        there = checkpoint.array_metadata(folder)
-        arrays[item] = checkpoint.read_arrays(
+        there = layout.array_metadata(folder)
+        arrays[item] = layout.read_arrays(
             folder, {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in there}
         )
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             found = fingerprints.of(arrays[item])
         if wrong := seal.differences(sealed, item, found):
-            raise checkpoint.Damaged(listed(wrong, "; "))
+            raise layout.Damaged(listed(wrong, "; "))
     return arrays

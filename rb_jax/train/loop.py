@@ -20,6 +20,7 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
+from rb_jax.checkpoint import layout
 from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.config import Config, differing_keys
 from rb_jax.errors import InputError
@@ -153,7 +154,7 @@ def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitSta
     mesh = make_mesh(config.mesh)
     check_batch_size(mesh, settings.batch_size)
     check_heads(mesh, config.model)
-    if not checkpoint.steps(workdir / checkpoint.FOLDER):  # a run that cannot begin leaves nothing
+    if not layout.steps(workdir / layout.FOLDER):  # a run that cannot begin leaves nothing
         check_sources(config)
         feed.check_data(config)
     watchdog = stack.enter_context(closing(Watchdog(settings.step_timeout)))

@@ -12,8 +12,8 @@ import pytest
 import safetensors.numpy
 
 from rb_jax import storage
+from rb_jax.checkpoint import layout, seal, stored
 from rb_jax.checkpoint import manager as checkpoint
-from rb_jax.checkpoint import seal, stored
 from rb_jax.config import ModelConfig
 from rb_jax.errors import InputError
 from rb_jax.sharding.mesh import make_mesh
@@ -140,7 +140,7 @@ def test_values_of_large_files_are_checked_as_they_are_read(place_of_runs, monke
     name = next(iter(content["arrays"]["ema"]))
     content["arrays"]["ema"][name] = "0" * 16
     (damaged / seal.NAME).write_text(seal._text(content))
-    assert checkpoint.problems(damaged) == []
+    assert layout.problems(damaged) == []
     with pytest.warns(UserWarning, match=f"ema/{name}: its values are not those that were saved"):
         assert stored.load_arrays(place_of_runs)["step"] == 0
     back, _ = restore(place_of_runs, config)
@@ -148,11 +148,11 @@ def test_values_of_large_files_are_checked_as_they_are_read(place_of_runs, monke
     said = caplog.text
     assert f"4 is damaged: ema/{name}: its values are not those that were saved" in said
     assert "step 4 cannot be used: continuing from step 0 instead" in said
-    assert checkpoint.steps(root / "checkpoints") == [0]
+    assert layout.steps(root / "checkpoints") == [0]
     kept = "4" if storage.is_bucket(root) else "4.damaged"
     assert (root / "checkpoints" / kept / seal.NAME).exists()
     save(place_of_runs, config, replace(state, step=jnp.int32(4)))  # in its place, when it comes
-    assert checkpoint.steps(root / "checkpoints") == [0, 4]
+    assert layout.steps(root / "checkpoints") == [0, 4]
 
 
 def test_frozen_parameters_are_written_once(tmp_path):

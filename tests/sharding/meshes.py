@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint import layout
 from rb_jax.config import Config, MeshConfig
 from rb_jax.data.pipeline import synthetic
 from rb_jax.models.layers import attention as attention_layer
@@ -90,7 +90,7 @@ def trained(config: Config, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, dict[s
         state, metrics = compiled(state, sharded)
         losses.append(float(metrics["loss"]))
         if not gradient:
-            moments = {n: x for n, x in checkpoint.flat(state).items() if "/mu/" in n}
+            moments = {n: x for n, x in layout.flat(state).items() if "/mu/" in n}
             scale = 1 / (1 - config.optimizer.b1)
             gradient = {n.split("/mu/")[1]: scale * np.asarray(x) for n, x in moments.items()}
     return np.array(losses), gradient

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from rb_jax import cli
-from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint import layout
 from rb_jax.checkpoint.stored import load_arrays, state_hash
 from rb_jax.data.pipeline import loader
 from rb_jax.storage import place
@@ -155,8 +155,8 @@ def checkpoints(workdir: Path) -> list[str]:
     """Names among the checkpoints: "12" for a finished one, others with what they lack."""
 
     def names() -> list[str]:
-        found = checkpoint.children(place(where(workdir)) / "checkpoints")
-        done = checkpoint.steps(place(where(workdir)) / "checkpoints")
+        found = layout.children(place(where(workdir)) / "checkpoints")
+        done = layout.steps(place(where(workdir)) / "checkpoints")
         return [p.name if p.name in map(str, done) else f"{p.name} (unfinished)" for p in found]
 
     return in_child(names)

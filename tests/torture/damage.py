@@ -8,8 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from rb_jax.checkpoint import manager as checkpoint
-from rb_jax.checkpoint import seal
+from rb_jax.checkpoint import layout, seal
 from rb_jax.runtime.exits import EXIT_IO
 from rb_jax.storage import AnyPath, files
 from tests.torture import child
@@ -26,10 +25,10 @@ def damage(peace: Peace, flips: int, cuts: int, seed: int) -> dict:
     """
     draw = random.Random(seed)
     folder = peace.workdir / "checkpoints"
-    folder = folder / str(checkpoint.steps(folder)[-1])
-    if checkpoint.problems(folder):
+    folder = folder / str(layout.steps(folder)[-1])
+    if layout.problems(folder):
         raise RuntimeError(f"{folder} is damaged before anything was done to it")
-    frozen = checkpoint.frozen_folder(folder, checkpoint.read_loop(folder)["frozen"])
+    frozen = layout.frozen_folder(folder, layout.read_loop(folder)["frozen"])
     paths = [folder / name for name in sorted(files(folder))]
     paths += [frozen / name for name in sorted(files(frozen))]
     silent, harmless = [], 0
@@ -42,9 +41,7 @@ def damage(peace: Peace, flips: int, cuts: int, seed: int) -> dict:
         else:
             path.write_bytes(content)
         try:
-            if not checkpoint.problems(folder) and not checkpoint.frozen_problems(
-                folder, frozen.name
-            ):
+            if not layout.problems(folder) and not layout.frozen_problems(folder, frozen.name):
                 harmless += path.name in seal.LATER
                 if path.name not in seal.LATER or child.final_hash(peace.workdir) != peace.hash:
                     silent.append(f"{path}: {what}")
@@ -73,7 +70,7 @@ def full_disks(peace: Peace, folder: Path, count: int) -> dict:
     mount = folder / "disk"
     mount.mkdir(parents=True)
     place = peace.workdir / "checkpoints"
-    one = _size(place / str(checkpoint.steps(place)[-1]))
+    one = _size(place / str(layout.steps(place)[-1]))
     others = _size(peace.workdir) - _size(place)
     failed, wrong = 0, []
     for i in range(count):
@@ -90,8 +87,8 @@ def full_disks(peace: Peace, folder: Path, count: int) -> dict:
         failed += code == EXIT_IO
         if code not in (0, EXIT_BAD_INPUT, EXIT_IO) or "rb-jax: " not in log and code:
             wrong.append(f"{size} bytes: status {code}: {log[-300:]}")
-        good = checkpoint.steps(moved / "checkpoints")
-        if not good or any(checkpoint.problems(moved / "checkpoints" / str(s)) for s in good):
+        good = layout.steps(moved / "checkpoints")
+        if not good or any(layout.problems(moved / "checkpoints" / str(s)) for s in good):
             wrong.append(f"{size} bytes: no good checkpoint, {good}")
             continue
         child.run(peace.config, moved)

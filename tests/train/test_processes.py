@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint import layout
 from rb_jax.checkpoint.stored import load_weights
 from rb_jax.runtime import distributed, processes
 from rb_jax.train.metrics import read_lines
@@ -156,7 +156,7 @@ def test_a_save_that_fails_on_one_process_ends_both(folder, full):
     assert codes == [74, 74] and time.monotonic() - begin < 120
     steps = [path.name for path in (folder / name / "checkpoints").iterdir()]
     assert "3" in steps and "6" not in steps, steps
-    assert checkpoint.problems(folder / name / "checkpoints" / "3") == []
+    assert layout.problems(folder / name / "checkpoints" / "3") == []
 
 
 def scattered(address: str, index: int) -> None:

@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from rb_jax import storage
-from rb_jax.checkpoint import manager as checkpoint
-from rb_jax.checkpoint import stored
+from rb_jax.checkpoint import layout, stored
 from rb_jax.errors import InputError
 from rb_jax.runtime.exits import EXIT_IO, RunError
 from rb_jax.train import loop
@@ -61,7 +60,7 @@ def test_a_run_leaves_the_same_in_a_bucket_as_on_a_disk(buckets, peace, tmp_path
         assert name in names
     assert any(name.startswith("tensorboard/events") for name in names)
     assert "run.lock" not in names
-    assert checkpoint.steps(root / "checkpoints") == [4, 6]
+    assert layout.steps(root / "checkpoints") == [4, 6]
     for source in (workdir, f"{workdir}/weights", f"{workdir}/checkpoints/6"):
         assert stored.load_weights(source)[0].train.steps == 6
     assert loop.train(fake.config(**SETTINGS), workdir) == 0  # finished: nothing to do
@@ -87,8 +86,8 @@ def test_killed_in_the_middle_of_a_save_and_a_second_run_beside_it(buckets, peac
     process = run_child(config, workdir)
 
     def half_written():
-        names = [path.name for path in checkpoint.children(folder)]
-        return any(int(name) not in checkpoint.steps(folder) for name in names)
+        names = [path.name for path in layout.children(folder)]
+        return any(int(name) not in layout.steps(folder) for name in names)
 
     deadline = time.monotonic() + 120
     while not half_written() and process.poll() is None and time.monotonic() < deadline:
@@ -181,7 +180,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(faulty, peace, tmp_path)
     )
     assert ended.returncode == 0, ended.stderr
     assert Faulty.failed > 4
-    assert checkpoint.problems(storage.place(workdir) / "checkpoints" / "6") == []
+    assert layout.problems(storage.place(workdir) / "checkpoints" / "6") == []
     assert [row[:2] for row in losses(workdir)] == [row[:2] for row in peace[1]]
 
 

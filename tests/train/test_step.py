@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import reason50k_flux
-from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint import layout
 from rb_jax.data.pipeline import synthetic
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.state import ema_params, init_state, trainable_paths
@@ -108,7 +108,7 @@ def test_small_precisions_train(params, moments):
     assert dtypes == jax.tree.map(lambda x: x.dtype, last)
     assert {x.dtype for x in last.params.values()} == {jnp.dtype(params)}
     assert {x.dtype for x in last.ema.values()} == {jnp.dtype("float32")}
-    arrays = checkpoint.flat(last)
+    arrays = layout.flat(last)
     assert {x.dtype for n, x in arrays.items() if "/mu/" in n} == {jnp.dtype(moments)}
     assert int(last.skipped) == 0 and metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
     still = {path for path in first.params if np.all(last.params[path] == first.params[path])}

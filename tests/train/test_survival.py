@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from rb_jax import storage
+from rb_jax.checkpoint import layout, seal, stored
 from rb_jax.checkpoint import manager as checkpoint
-from rb_jax.checkpoint import seal, stored
 from rb_jax.errors import InputError
 from rb_jax.runtime import logging
 from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_HUNG, EXIT_IO, EXIT_PREEMPTED, RunError
@@ -93,7 +93,7 @@ def test_lines_are_in_a_closed_file_before_a_checkpoint(tmp_path):
 
 def test_newest_and_permanent_checkpoints_stay(tmp_path, made):
     folder = save(tmp_path, made, [2, 5, 10, 11, 13], keep=2, keep_every=5)
-    assert checkpoint.steps(folder) == [5, 10, 11, 13]
+    assert layout.steps(folder) == [5, 10, 11, 13]
     assert sorted(p.name for p in (folder / "13").iterdir()) == [
         "_CHECKPOINT_METADATA",
         "commit_success.txt",
@@ -109,26 +109,26 @@ def test_newest_and_permanent_checkpoints_stay(tmp_path, made):
 
 def test_any_change_of_a_file_is_seen(tmp_path, made):
     folder = save(tmp_path, made, [1]) / "1"
-    assert checkpoint.problems(folder) == []
+    assert layout.problems(folder) == []
     for name in sorted(set(storage.files(folder)) - set(seal.LATER)):
         before = (folder / name).read_bytes()
         for content in (before[:-1], before + b"\n", before[1:], b""):
             (folder / name).write_bytes(content)
-            assert checkpoint.problems(folder), (name, content[:9])
+            assert layout.problems(folder), (name, content[:9])
         (folder / name).unlink()
-        assert checkpoint.problems(folder), name
+        assert layout.problems(folder), name
         (folder / name).write_bytes(before)
     for name in seal.LATER:  # Orbax writes these after the seal; nothing of ours reads them
         before = (folder / name).read_bytes()
         for content in (before[1:], b"\0" + before):
             (folder / name).write_bytes(content)
-            assert checkpoint.problems(folder) == [f"{name}: cannot be read"]
+            assert layout.problems(folder) == [f"{name}: cannot be read"]
         (folder / name).write_bytes(before)
     (folder / "more").touch()
-    assert checkpoint.problems(folder) == [f"more: not in {seal.NAME}"]
+    assert layout.problems(folder) == [f"more: not in {seal.NAME}"]
     (folder / "more").unlink()
     folder = folder.rename(folder.with_name("7"))
-    assert checkpoint.problems(folder) == ["loop: it is of step 1"]
+    assert layout.problems(folder) == ["loop: it is of step 1"]
 
 
 def test_falls_back_to_the_step_before_and_says_so(tmp_path, made, capsys):
@@ -161,7 +161,7 @@ def test_nothing_good_is_an_error_and_no_fresh_start(tmp_path, made):
     for _ in range(2):  # the second start meets the same
         with pytest.raises(InputError, match="every checkpoint is damaged; bring one back"):
             loop.train(made[0], tmp_path)
-        assert checkpoint.steps(folder) == [3, 6]
+        assert layout.steps(folder) == [3, 6]
     for step in ("3", "6"):
         (folder / step).rename(folder / f"{step}.damaged")
     with pytest.raises(InputError, match="every checkpoint is damaged"):
@@ -211,7 +211,7 @@ def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, made):
             manager.wait()
         assert error.value.status == EXIT_IO
         manager._commit = None
-    assert checkpoint.steps(tmp_path / "checkpoints") == [3]
+    assert layout.steps(tmp_path / "checkpoints") == [3]
     assert (
         json.loads((tmp_path / "run.lock").read_text())["owner"] == "x"
     )  # it is not ours to remove
@@ -243,7 +243,7 @@ def test_a_failed_save_ends_the_run_within_a_step(tmp_path, monkeypatch):
     assert error.value.status == EXIT_IO
     assert len(seen) <= 2  # the step in which it happened, and the next
     folder = tmp_path / "checkpoints"
-    assert checkpoint.steps(folder) == [2] and checkpoint.problems(folder / "2") == []
+    assert layout.steps(folder) == [2] and layout.problems(folder / "2") == []
 
 
 def test_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ def test_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
         with pytest.raises(RunError, match="of 5 steps in a row was not finite") as error:
             loop.train(config, tmp_path)
         assert error.value.status == EXIT_DIVERGED
-        assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 4, first
+        assert layout.steps(tmp_path / "checkpoints")[-1] == 4, first
     arrays = stored.load_arrays(tmp_path)
     assert all(np.isfinite(x).all() for x in arrays.values()) and arrays["skipped"] == 4
 
@@ -276,7 +276,7 @@ def test_guard_counts_in_a_row_only():
 
 
 def test_state_hash_sees_every_bit(made):
-    arrays = {name: np.asarray(x) for name, x in checkpoint.flat(made[1]).items()}
+    arrays = {name: np.asarray(x) for name, x in layout.flat(made[1]).items()}
     before = stored.state_hash(arrays)
     assert before == stored.state_hash(dict(reversed(arrays.items())))
     name = max(arrays, key=lambda n: arrays[n].size)
@@ -401,7 +401,7 @@ def test_stopped_while_it_waits_for_input(tmp_path, good):
     process.send_signal(signal.SIGTERM)
     assert process.wait(50) == EXIT_PREEMPTED
     process.stderr.close()
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [good] * (good > 0)
+    assert layout.steps(tmp_path / "run" / "checkpoints") == [good] * (good > 0)
 
 
 def test_files_that_may_not_grow_leave_the_last_checkpoint(tmp_path):
@@ -434,5 +434,5 @@ except RunError as error:
     assert f"status {EXIT_IO}: the checkpoint of step 4 could not be written" in said, said
     assert "the last good one is of step 2" in said
     folder = tmp_path / "checkpoints"
-    assert checkpoint.steps(folder) == [2] and checkpoint.problems(folder / "2") == []
+    assert layout.steps(folder) == [2] and layout.problems(folder / "2") == []
     assert loop.train(config, tmp_path) == 0
