@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -245,10 +246,20 @@ class Mirror:
                     copy_file(path, self.target / name)
                     self._copied[name] = now
 
-    def close(self) -> None:
-        """Copies the rest; the local copy of a bucket's folder goes."""
+    def __enter__(self) -> Mirror:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Copies the rest; the local copy of a bucket's folder goes.
+
+        Raises Unreachable, unless the block ended with an error, which says more.
+        """
         if is_bucket(self.target):
             try:
                 self.sync()
+            except Unreachable as unreachable:
+                if error is None:
+                    raise
+                logging.getLogger("rb_jax").warning("%s", unreachable)
             finally:
                 shutil.rmtree(self.folder, ignore_errors=True)

@@ -34,20 +34,30 @@ def test_files_there_and_back(folder, tmp_path):
 def test_mirror_copies_what_has_changed(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log").write_text("before\n")
-    mirror = storage.Mirror(folder, ("log", "absent"))
-    assert (mirror.folder / "log").read_text() == "before\n"
-    with (mirror.folder / "log").open("a") as file:
-        file.write("after\n")
-    (mirror.folder / ".partial").write_text("not yet")
-    mirror.sync()
-    assert (folder / "log").read_text() == "before\nafter\n"
-    if storage.is_bucket(folder):
-        assert not (folder / ".partial").exists()
-        (folder / "log").unlink()
-        mirror.sync()  # unchanged here, so not written again
-        assert not (folder / "log").exists()
-    mirror.close()
+    with storage.Mirror(folder, ("log", "absent")) as mirror:
+        assert (mirror.folder / "log").read_text() == "before\n"
+        with (mirror.folder / "log").open("a") as file:
+            file.write("after\n")
+        (mirror.folder / ".partial").write_text("not yet")
+        mirror.sync()
+        assert (folder / "log").read_text() == "before\nafter\n"
+        if storage.is_bucket(folder):
+            assert not (folder / ".partial").exists()
+            (folder / "log").unlink()
+            mirror.sync()  # unchanged here, so not written again
+            assert not (folder / "log").exists()
     assert mirror.folder.exists() == (not storage.is_bucket(folder))
+
+
+def test_a_bucket_that_is_gone_does_not_hide_why_a_run_ended(buckets, monkeypatch, caplog):
+    root = storage.place("gs://nobody-has-this/run")
+    with pytest.raises(RuntimeError, match="not finite"), storage.Mirror(root) as mirror:
+        (mirror.folder / "log").write_text("x")
+        raise RuntimeError("not finite")
+    assert "cannot be reached" in caplog.text
+    with pytest.raises(storage.Unreachable), storage.Mirror(root) as mirror:
+        (mirror.folder / "log").write_text("x")
+    assert not mirror.folder.exists()
 
 
 def test_names_that_lead_out_of_a_fetched_folder_are_refused(buckets, tmp_path, monkeypatch):

@@ -170,7 +170,7 @@ def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitSta
     if step >= settings.steps and from_primary(finished):
         say(f"{workdir}: already finished, {step} steps; raise train.steps to train on")
         return 0
-    outputs = stack.enter_context(closing(Mirror(workdir, (LINES,) if is_primary() else ())))
+    outputs = stack.enter_context(Mirror(workdir, (LINES,) if is_primary() else ()))
     if is_primary():
         write_text(outputs.folder / "config.json", to_json(dataclasses.asdict(config)))
     evaluates = saved.get("evaluates", False)
@@ -211,7 +211,10 @@ def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitSta
 
 def write_weights(workdir: epath.Path, config: Config, state: TrainState) -> None:
     """The running average, and the encoders it started with; returns when it is written."""
-    save_weights(workdir / "weights", *whole_model(config, ema_params(state)))
+    try:
+        save_weights(workdir / "weights", *whole_model(config, ema_params(state)))
+    except InputError as error:  # a full disk is no bad input here: the same command goes on
+        raise RunError(EXIT_IO, f"{error}; the checkpoints are intact") from error
     wait_for_all()
 
 
@@ -273,6 +276,8 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     evaluator = Evaluator(config, graphdef, run.mesh)
     if run.evaluates:
         run.evaluates = not evaluate(run, evaluator, state)
+        if run.evaluates:
+            return state, reason_to_stop(run)
         run.watchdog.off()
         run.stop.signals.release()  # nothing new to lose yet
     if first >= config.train.steps:
@@ -290,7 +295,10 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
             if not stepper.knows(batch):  # the first batch of a bucket
                 slow = True
                 take_pending(run)
-                compile_another(run, stepper, state, batch)
+                if signal := saved_before(run, state, "compiling the step for another shape"):
+                    return state, signal
+                with compiling(run):
+                    stepper.compile(state, batch)
             state, asked = launch(run, stepper, state, batch, step, slow)
             if step < config.train.steps:
                 batch = next_batch(run, batches)  # None: a signal came first
@@ -341,8 +349,7 @@ def finish(
     if run.evaluates and not signal:
         run.evaluates = not evaluate(run, evaluator, state)
         # A signal that came meanwhile, also to another process.
-        signal = run.stop.answer(run.stop.ask()) if run.evaluates else 0
-        check_saved(run, signal)
+        signal = reason_to_stop(run) if run.evaluates else 0
     if due["checkpoint"] or final or signal:
         save(run, state)
     return signal
@@ -369,7 +376,9 @@ def check_saved(run: Run, signal: int) -> None:
 def evaluate(run: Run, evaluator: Evaluator, state: TrainState) -> bool:
     """Whether it was done, not ended by a reason to stop."""
     if not evaluator.ready:
-        with saved_first(run, state, "compiling the evaluation"):
+        if saved_before(run, state, "compiling the evaluation"):
+            return False
+        with compiling(run):
             evaluator.compile(state)
     run.watchdog.allow("an evaluation", LONG)
     with run.clock.phase("evaluation"):
@@ -399,19 +408,26 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     return stepper
 
 
-def compile_another(run: Run, stepper: Stepper, state: TrainState, batch: Any) -> None:
-    with saved_first(run, state, "compiling the step for another shape"):
-        stepper.compile(state, batch)
-
-
-@contextmanager
-def saved_first(run: Run, state: TrainState, what: str) -> Iterator[None]:
-    """For compiling in the middle of a run: saved first, so that no signal waits for it."""
+def saved_before(run: Run, state: TrainState, what: str) -> int:
+    """Saves ahead of something long that no signal should wait for; one that came meanwhile."""
     if int(state.step):
         save(run, state)
         run.manager.wait()
-    run.stop.signals.release()
     run.watchdog.allow(what, LONG)
+    return reason_to_stop(run)
+
+
+def reason_to_stop(run: Run) -> int:
+    """A signal that has come to any process, or 0; raises RunError as ``check_saved``."""
+    signal = run.stop.answer(run.stop.ask())
+    check_saved(run, signal)
+    return signal
+
+
+@contextmanager
+def compiling(run: Run) -> Iterator[None]:
+    """In the middle of a run, which is saved: a signal ends the process at once."""
+    run.stop.signals.release()
     with run.clock.phase("compile"):
         yield
     run.stop.signals.hold()

@@ -22,7 +22,7 @@ import numpy as np
 from rb_jax.config import Config, ConfigError, differing_keys, from_stored
 from rb_jax.errors import InputError
 from rb_jax.files import new_folder
-from rb_jax.runtime.processes import host_pieces, is_primary
+from rb_jax.runtime.processes import from_primary, host_pieces, is_primary
 from rb_jax.storage import AnyPath, fetched, is_bucket, place, reaching, upload
 from rb_jax.weights.safetensors.reader import TensorFiles
 from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
@@ -47,15 +47,23 @@ def save_weights(
     Of several processes, which must all call this, the first writes. The folder appears complete
     or not at all; in a bucket, to which it is copied from a temporary folder here, config.json
     appears last. Raises ValueError when a value that is finite now would not be finite in
-    ``dtype``.
+    ``dtype``, InputError when the folder cannot be written; the other processes then raise
+    InputError too.
     """
 
     def produce(path: str) -> Iterator[np.ndarray]:
         for piece in host_pieces(params[path]):
             yield _as(piece, dtype, path)
+            from_primary(False)  # all is well so far
 
     specs = [TensorSpec(p, _stored_dtype(x, dtype), np.shape(x)) for p, x in params.items()]
-    if is_primary():
+    if not is_primary():
+        for spec in specs:  # in the writer's order: a piece is brought together by all processes
+            for _ in host_pieces(params[spec.name]):
+                _follow(folder)
+        _follow(folder)
+        return
+    try:
         local = tempfile.mkdtemp(prefix="rb_jax-") if is_bucket(folder) else folder
         with new_folder(Path(local), replace=True) as new:
             write_tensors(new, STEM, specs, produce, checksums=True)
@@ -63,10 +71,16 @@ def save_weights(
         if is_bucket(folder):
             upload(Path(local), place(folder), last=CONFIG)
             shutil.rmtree(local, ignore_errors=True)
-    else:
-        for spec in specs:  # in the writer's order: a piece is brought together by all processes
-            for _ in host_pieces(params[spec.name]):
-                pass
+    except Exception:
+        from_primary(True)
+        raise
+    from_primary(False)
+
+
+def _follow(folder: str | os.PathLike[str]) -> None:
+    """On another process than the first: raises InputError when that one has failed."""
+    if from_primary(False):
+        raise InputError(f"{folder}: the first process could not write it; its output says why")
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from rb_jax.config import Config
 from rb_jax.models.flow.training import row_keys
+from rb_jax.runtime import logging
 from rb_jax.weights import params
 
 
@@ -71,7 +72,8 @@ MODELS = {"edit": FakeBrain, "mmdit": FakeFlow, "autoencoder": Trainer}
 
 
 def use(monkeypatch):
-    """Lets the training code find these models where it looks for the real ones."""
+    """Lets the training code find these models where it looks for the real ones, and speak."""
+    logging.setup()
     monkeypatch.setattr(params, "MODELS", MODELS)
 
 

@@ -17,6 +17,7 @@ from rb_jax.checkpoint import stored
 from rb_jax.checkpoint.stored import load_weights
 from rb_jax.config import ConfigError, ProfileConfig
 from rb_jax.errors import InputError
+from rb_jax.runtime.exits import EXIT_IO, RunError
 from rb_jax.train import loop
 from rb_jax.train.metrics import is_timing, read_lines
 from tests.train import fake
@@ -234,3 +235,47 @@ def test_an_evaluation_is_compiled_when_it_is_due_and_never_before_a_save(tmp_pa
     assert loop.train(config, tmp_path) == 0
     assert events == ["hold", "release", (4, True), "hold", "release"]
     assert [row["step"] for row in rows(tmp_path) if row["kind"] == "val"] == [4, 8, 9]
+
+
+def test_a_signal_during_the_save_ahead_of_compiling_does_not_wait_for_it(tmp_path, monkeypatch):
+    config = fake.config(steps=7)
+    with monkeypatch.context() as patch:
+        original, saves = loop.save, []
+
+        def save(run, state):
+            original(run, state)
+            saves.append(int(state.step))
+            if len(saves) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def compile(self, state):
+            raise AssertionError("compiled, though the run is to stop")
+
+        patch.setattr(loop, "save", save)
+        patch.setattr(loop.Evaluator, "compile", compile)
+        assert loop.train(config, tmp_path / "parts") == 75
+        patch.setattr(loop, "save", original)
+        # Continued, where the evaluation comes first, and stopped in the middle of it.
+        patch.setattr(loop.Evaluator, "compile", lambda self, state: None)
+        patch.setattr(loop.Evaluator, "evaluate", stopped_by_a_signal)
+        assert loop.train(config, tmp_path / "parts") == 75
+    assert loop.train(config, tmp_path / "parts") == 0
+    assert loop.train(config, tmp_path / "whole") == 0
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def stopped_by_a_signal(self, workdir, log, state, stops):
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stops()
+    return False
+
+
+def test_weights_that_cannot_be_written_end_the_run_as_checkpoints_do(tmp_path):
+    config = fake.config(steps=3)
+    (tmp_path / "weights").write_text("in the way")
+    with pytest.raises(RunError, match="weights: exists and is not a folder") as ended:
+        loop.train(config, tmp_path)
+    assert ended.value.status == EXIT_IO
+    (tmp_path / "weights").unlink()
+    assert loop.train(config, tmp_path) == 0
+    assert load_weights(tmp_path / "weights")[0] == config

@@ -159,6 +159,14 @@ def test_a_save_that_fails_on_one_process_ends_both(folder, full):
     assert layout.problems(folder / name / "checkpoints" / "3") == []
 
 
+def test_weights_that_the_first_process_cannot_write_end_both(folder):
+    (folder / "in_the_way").mkdir()
+    (folder / "in_the_way" / "weights").write_text("a file")
+    begin = time.monotonic()
+    codes = train(folder, "in_the_way", ["none"] * 2, *mesh(fsdp=8), ends={74})
+    assert codes == [74, 74] and time.monotonic() - begin < 120
+
+
 def scattered(address: str, index: int) -> None:
     """In one of two processes: a mesh on which neither has a share of its own or in order."""
     distributed.start({}, address, 2, index)
