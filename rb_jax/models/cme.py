@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from rb_jax.config import CMEConfig
 from rb_jax.models.layers.attention import MultiheadAttention
 from rb_jax.models.layers.mlp import MLP
+from rb_jax.models.layers.norms import LayerNorm
 from rb_jax.models.layers.stack import scan_blocks, stack
 
 
@@ -22,8 +23,8 @@ class CrossAttention(nnx.Module):
     """Pre-norm cross-attention with a residual."""
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
-        self.norm_q = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.norm_kv = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_q = LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_kv = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.attn = MultiheadAttention(width, heads, rngs)
 
     def __call__(
@@ -39,7 +40,7 @@ class FeedForward(nnx.Module):
     """Pre-norm feed-forward with a residual."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.ff = MLP(width, 4 * width, rngs)
 
     def __call__(self, x: Float[Array, "B Q C"]) -> Float[Array, "B Q C"]:
@@ -53,7 +54,7 @@ class MixedBlock(nnx.Module):
         self.attn_q_vhat = CrossAttention(width, heads, rngs)
         self.attn_e_r = CrossAttention(width, heads, rngs)
         self.attn_fuse = CrossAttention(width, heads, rngs)
-        self.norm_fuse = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_fuse = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.ffn = FeedForward(width, rngs)
 
     def __call__(self, q, v_hat, encoded, encoded_mask, cues, cue_mask):
@@ -73,7 +74,7 @@ class Enhancer(nnx.Module):
             lambda r: MixedBlock(config.width, config.heads, r), config.blocks, rngs
         )
         self.final_attn = CrossAttention(config.width, config.heads, rngs)
-        self.final_norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
+        self.final_norm = LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from rb_jax.config import QFormerConfig
 from rb_jax.models.layers.attention import MultiheadAttention
 from rb_jax.models.layers.mlp import MLP
+from rb_jax.models.layers.norms import LayerNorm
 from rb_jax.models.layers.stack import scan_blocks, stack
 
 
@@ -16,12 +17,12 @@ class QFormerBlock(nnx.Module):
     """Self-attention among the queries, cross-attention to V, feed-forward; pre-norm."""
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
-        self.norm_self = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_self = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.self_attn = MultiheadAttention(width, heads, rngs)
-        self.norm_cross_q = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.norm_cross_kv = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_cross_q = LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_cross_kv = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.cross_attn = MultiheadAttention(width, heads, rngs)
-        self.norm_ffn = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_ffn = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.ffn = MLP(width, 4 * width, rngs)
 
     def __call__(self, q: Float[Array, "B Q C"], v: Float[Array, "B I C"]) -> Float[Array, "B Q C"]:
@@ -38,7 +39,7 @@ class QFormer(nnx.Module):
         self.blocks = stack(
             lambda r: QFormerBlock(config.width, config.heads, r), config.layers, rngs
         )
-        self.out_norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
+        self.out_norm = LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
 
     def __call__(self, v: Float[Array, "B I C_l"], remat: str = "off") -> Float[Array, "B Q C"]:
         """V_hat."""

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from rb_jax.config import CLIPTextConfig, CLIPVisionConfig
 from rb_jax.models.layers.attention import attention, merge_heads, split_heads
 from rb_jax.models.layers.mlp import MLP, gelu, quick_gelu
+from rb_jax.models.layers.norms import LayerNorm
 from rb_jax.models.layers.stack import scan_blocks, stack
 from rb_jax.models.types import Text
 
@@ -44,9 +45,9 @@ class CLIPAttention(nnx.Module):
 class CLIPEncoderLayer(nnx.Module):
     def __init__(self, config: CLIPVisionConfig | CLIPTextConfig, rngs: nnx.Rngs):
         width = config.width
-        self.layer_norm1 = nnx.LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
+        self.layer_norm1 = LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
         self.self_attn = CLIPAttention(width, config.heads, rngs)
-        self.layer_norm2 = nnx.LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
+        self.layer_norm2 = LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
         self.mlp = MLP(width, config.mlp_width, rngs, ACTIVATIONS[config.activation])
 
     def __call__(self, x: Float[Array, "B T C"], mask, causal: bool) -> Float[Array, "B T C"]:
@@ -66,7 +67,7 @@ class CLIPVision(nnx.Module):
             3, width, (patch, patch), strides=patch, padding="VALID", use_bias=False, rngs=rngs
         )
         self.position_embedding = nnx.Param(EMBEDDING_INIT(rngs.params(), (tokens, width)))
-        self.pre_layernorm = nnx.LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
+        self.pre_layernorm = LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
         self.layers = stack(lambda r: CLIPEncoderLayer(config, r), config.layers, rngs)
 
     def __call__(
@@ -103,7 +104,7 @@ class CLIPText(nnx.Module):
             EMBEDDING_INIT(rngs.params(), (config.max_length, width))
         )
         self.layers = stack(lambda r: CLIPEncoderLayer(config, r), config.layers, rngs)
-        self.final_layer_norm = nnx.LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
+        self.final_layer_norm = LayerNorm(width, epsilon=config.norm_eps, rngs=rngs)
 
     def __call__(
         self, ids: Int[Array, "N T"], mask: Bool[Array, "N T"], remat: str = "off"

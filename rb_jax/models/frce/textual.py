@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 from rb_jax.config import FRCEConfig
 from rb_jax.models.layers.attention import MultiheadAttention
 from rb_jax.models.layers.mlp import MLP
+from rb_jax.models.layers.norms import LayerNorm
 from rb_jax.models.layers.stack import scan_blocks, stack
 
 
@@ -15,10 +16,10 @@ class ControllerBlock(nnx.Module):
     """Objects attend to the visual cues, then a feed-forward layer."""
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
-        self.norm_q = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.norm_kv = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_q = LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_kv = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.attn = MultiheadAttention(width, heads, rngs)
-        self.norm_ff = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm_ff = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.ff = MLP(width, 4 * width, rngs)
 
     def __call__(
@@ -40,7 +41,7 @@ class IDController(nnx.Module):
             config.id_controller_layers,
             rngs,
         )
-        self.out_norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
+        self.out_norm = LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from rb_jax.config import FRCEConfig
 from rb_jax.models.layers.attention import MultiheadAttention
 from rb_jax.models.layers.mlp import MLP
+from rb_jax.models.layers.norms import LayerNorm
 from rb_jax.models.layers.stack import scan_blocks, stack
 
 
@@ -16,9 +17,9 @@ class TransformerBlock(nnx.Module):
     """Pre-norm self-attention and feed-forward."""
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
-        self.norm1 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm1 = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.attn = MultiheadAttention(width, heads, rngs)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm2 = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.mlp = MLP(width, 4 * width, rngs)
 
     def __call__(
@@ -34,7 +35,7 @@ class CueBranch(nnx.Module):
     def __init__(self, in_width: int, config: FRCEConfig, layers: int, rngs: nnx.Rngs):
         self.proj_in = nnx.Linear(in_width, config.width, rngs=rngs)
         self.blocks = stack(lambda r: TransformerBlock(config.width, config.heads, r), layers, rngs)
-        self.norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
+        self.norm = LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
         # The authors keep this embedding beside the branch (local_type_emb, global_type_emb).
         self.type_embedding = nnx.Param(
             nnx.initializers.truncated_normal(0.02)(rngs.params(), (config.width,))

@@ -10,6 +10,7 @@ from rb_jax.config import MLLMConfig
 from rb_jax.models.layers.attention import attention, merge_heads, split_heads
 from rb_jax.models.layers.lora import LoRALinear
 from rb_jax.models.layers.mlp import GatedMLP
+from rb_jax.models.layers.norms import RMSNorm
 from rb_jax.models.layers.remat import name
 from rb_jax.models.layers.rope import angles, rotate_half
 from rb_jax.models.layers.stack import scan_blocks, stack
@@ -46,11 +47,9 @@ class LlamaAttention(nnx.Module):
 
 class LlamaBlock(nnx.Module):
     def __init__(self, config: MLLMConfig, rngs: nnx.Rngs):
-        self.input_layernorm = nnx.RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
+        self.input_layernorm = RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
         self.self_attn = LlamaAttention(config, rngs)
-        self.post_attention_layernorm = nnx.RMSNorm(
-            config.width, epsilon=config.norm_eps, rngs=rngs
-        )
+        self.post_attention_layernorm = RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
         self.mlp = GatedMLP(config.width, config.mlp_width, rngs)
 
     def __call__(
@@ -71,7 +70,7 @@ class Llama(nnx.Module):
         init = nnx.initializers.normal(0.02)
         self.embed_tokens = nnx.Param(init(rngs.params(), (config.vocab_size, config.width)))
         self.layers = stack(lambda r: LlamaBlock(config, r), config.layers, rngs)
-        self.norm = nnx.RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
+        self.norm = RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
         self.lm_head = nnx.Linear(config.width, config.vocab_size, use_bias=False, rngs=rngs)
 
     def __call__(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from rb_jax.models.layers.attention import attention, merge_heads
 from rb_jax.models.layers.lora import LoRALinear
 from rb_jax.models.layers.mlp import gelu_tanh
+from rb_jax.models.layers.norms import LayerNorm, RMSNorm
 from rb_jax.models.layers.qk_norm_rope import normed_heads
 from rb_jax.models.layers.remat import name
 from rb_jax.models.mmdit.tokens import join, split
@@ -25,8 +26,8 @@ def modulate(x: Float[Array, "B T C"], shift, scale) -> Float[Array, "B T C"]:
     return (1 + scale) * x + shift
 
 
-def _norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(width, epsilon=1e-6, use_bias=False, use_scale=False, rngs=rngs)
+def _norm(width: int, rngs: nnx.Rngs) -> LayerNorm:
+    return LayerNorm(width, epsilon=1e-6, use_bias=False, use_scale=False, rngs=rngs)
 
 
 class Sizes(NamedTuple):
@@ -68,8 +69,8 @@ class Modulation(nnx.Module):
 
 class QKNorm(nnx.Module):
     def __init__(self, head_width: int, rngs: nnx.Rngs):
-        self.query_norm = nnx.RMSNorm(head_width, epsilon=1e-6, rngs=rngs)
-        self.key_norm = nnx.RMSNorm(head_width, epsilon=1e-6, rngs=rngs)
+        self.query_norm = RMSNorm(head_width, epsilon=1e-6, rngs=rngs)
+        self.key_norm = RMSNorm(head_width, epsilon=1e-6, rngs=rngs)
 
 
 def _heads(

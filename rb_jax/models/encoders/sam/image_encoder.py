@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from rb_jax.config import SAMConfig
 from rb_jax.models.layers.attention import merge_heads
 from rb_jax.models.layers.mlp import MLP
+from rb_jax.models.layers.norms import LayerNorm
 from rb_jax.models.layers.stack import Block, scan_blocks, stack
 
 NORM_EPS = 1e-6
@@ -81,9 +82,9 @@ class RelativeAttention(nnx.Module):
 class ImageEncoderLayer(nnx.Module):
     def __init__(self, config: SAMConfig, side: int, rngs: nnx.Rngs):
         width = config.width
-        self.layer_norm1 = nnx.LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm1 = LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
         self.attn = RelativeAttention(width, config.heads, side, rngs)
-        self.layer_norm2 = nnx.LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm2 = LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
         self.mlp = MLP(width, config.mlp_width, rngs)
 
     def __call__(self, x: Float[Array, "B G G C"], window: int | None) -> Float[Array, "B G G C"]:
@@ -100,9 +101,9 @@ class ImageEncoderLayer(nnx.Module):
 class Neck(nnx.Module):
     def __init__(self, width: int, channels: int, rngs: nnx.Rngs):
         self.conv1 = nnx.Conv(width, channels, (1, 1), use_bias=False, rngs=rngs)
-        self.layer_norm1 = nnx.LayerNorm(channels, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm1 = LayerNorm(channels, epsilon=NORM_EPS, rngs=rngs)
         self.conv2 = nnx.Conv(channels, channels, (3, 3), use_bias=False, rngs=rngs)
-        self.layer_norm2 = nnx.LayerNorm(channels, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm2 = LayerNorm(channels, epsilon=NORM_EPS, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B G G C"]) -> Float[Array, "B G G C_out"]:
         return self.layer_norm2(self.conv2(self.layer_norm1(self.conv1(x))))

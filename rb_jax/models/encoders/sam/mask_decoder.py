@@ -14,6 +14,7 @@ from rb_jax.config import SAMConfig
 from rb_jax.models.encoders.sam.image_encoder import NORM_EPS
 from rb_jax.models.layers.attention import attention, merge_heads, split_heads
 from rb_jax.models.layers.mlp import MLP, gelu
+from rb_jax.models.layers.norms import LayerNorm
 from rb_jax.models.layers.stack import stack
 
 EMBEDDING_INIT = nnx.initializers.normal(1.0)
@@ -44,12 +45,12 @@ class TwoWayBlock(nnx.Module):
         width, heads = config.out_channels, config.decoder_heads
         inner = width // config.attention_downsample
         self.self_attn = Attention(width, width, heads, rngs)
-        self.layer_norm1 = nnx.LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm1 = LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
         self.cross_attn_token_to_image = Attention(width, inner, heads, rngs)
-        self.layer_norm2 = nnx.LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm2 = LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
         self.mlp = MLP(width, config.decoder_mlp_width, rngs, jax.nn.relu)
-        self.layer_norm3 = nnx.LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
-        self.layer_norm4 = nnx.LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm3 = LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm4 = LayerNorm(width, epsilon=NORM_EPS, rngs=rngs)
         self.cross_attn_image_to_token = Attention(width, inner, heads, rngs)
 
     def __call__(
@@ -85,7 +86,7 @@ class TwoWayTransformer(nnx.Module):
         # Two blocks that do not work alike: not worth a scan.
         self.layers = nnx.List([TwoWayBlock(config, rngs) for _ in range(config.decoder_layers)])
         self.final_attn_token_to_image = Attention(width, inner, config.decoder_heads, rngs)
-        self.layer_norm_final_attn = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.layer_norm_final_attn = LayerNorm(width, epsilon=1e-5, rngs=rngs)
 
     def __call__(
         self,
@@ -141,7 +142,7 @@ class MaskDecoder(nnx.Module):
         self.mask_tokens = nnx.Param(EMBEDDING_INIT(rngs.params(), (masks, width)))
         self.transformer = TwoWayTransformer(config, rngs)
         self.upscale_conv1 = Upscale(width, width // 4, rngs)
-        self.upscale_layer_norm = nnx.LayerNorm(width // 4, epsilon=NORM_EPS, rngs=rngs)
+        self.upscale_layer_norm = LayerNorm(width // 4, epsilon=NORM_EPS, rngs=rngs)
         self.upscale_conv2 = Upscale(width // 4, width // 8, rngs)
         self.output_hypernetworks_mlps = stack(
             lambda r: FeedForward(width, width, width // 8, 3, r), masks, rngs

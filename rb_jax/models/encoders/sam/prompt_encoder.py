@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from rb_jax.config import SAMConfig
 from rb_jax.models.encoders.sam.image_encoder import NORM_EPS
 from rb_jax.models.layers.mlp import gelu
+from rb_jax.models.layers.norms import LayerNorm
 from rb_jax.models.types import Array, record
 
 # Labels of points, as in transformers.
@@ -67,9 +68,9 @@ class MaskEmbedding(nnx.Module):
     def __init__(self, config: SAMConfig, rngs: nnx.Rngs):
         narrow, wide = config.mask_channels // 4, config.mask_channels
         self.conv1 = nnx.Conv(1, narrow, (2, 2), strides=2, padding="VALID", rngs=rngs)
-        self.layer_norm1 = nnx.LayerNorm(narrow, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm1 = LayerNorm(narrow, epsilon=NORM_EPS, rngs=rngs)
         self.conv2 = nnx.Conv(narrow, wide, (2, 2), strides=2, padding="VALID", rngs=rngs)
-        self.layer_norm2 = nnx.LayerNorm(wide, epsilon=NORM_EPS, rngs=rngs)
+        self.layer_norm2 = LayerNorm(wide, epsilon=NORM_EPS, rngs=rngs)
         self.conv3 = nnx.Conv(wide, config.out_channels, (1, 1), rngs=rngs)
 
     def __call__(self, masks: Float[Array, "B R Z Z"]) -> Float[Array, "B R G G C"]:
