@@ -32,7 +32,6 @@ class RMSNorm(nnx.RMSNorm):
         return rms_norm(x, self.scale[...], self.epsilon)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(
     x: Float[Array, "*B C"],
     scale: Float[Array, " C"] | None,
@@ -40,10 +39,15 @@ def layer_norm(
     epsilon: float,
 ) -> Float[Array, "*B C"]:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias; statistics in float32."""
-    return _layer_norm(x, scale, bias, epsilon)[0]
+    return _layer_norm(x, scale, bias, epsilon)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _layer_norm(x, scale, bias, epsilon):
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon):
     x32 = x.astype(jnp.float32)
     mean = _mean(x32)
     variance = _mean(x32 * x32) - mean * mean
@@ -64,18 +68,22 @@ def _layer_norm_backward(epsilon, kept, grad):
     return dx.astype(x.dtype), d_scale, d_bias
 
 
-layer_norm.defvjp(_layer_norm, _layer_norm_backward)
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(
     x: Float[Array, "*B C"], scale: Float[Array, " C"], epsilon: float
 ) -> Float[Array, "*B C"]:
     """x / sqrt(mean of squares + epsilon) * scale; statistics in float32."""
-    return _rms_norm(x, scale, epsilon)[0]
+    return _rms_norm(x, scale, epsilon)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rms_norm(x, scale, epsilon):
+    return _rms_norm_forward(x, scale, epsilon)[0]
+
+
+def _rms_norm_forward(x, scale, epsilon):
     x32 = x.astype(jnp.float32)
     rate = jax.lax.rsqrt(_mean(x32 * x32) + epsilon)
     return (x32 * (rate * scale)).astype(_dtype(x, scale)), (x, rate, scale)
@@ -89,7 +97,7 @@ def _rms_norm_backward(epsilon, kept, grad):
     return (rate * (grad - normed * _mean(grad * normed))).astype(x.dtype), d_scale
 
 
-rms_norm.defvjp(_rms_norm, _rms_norm_backward)
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 def _mean(x: Float[Array, "*B C"]) -> Float[Array, "*B 1"]:

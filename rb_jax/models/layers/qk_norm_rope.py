@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
+from rb_jax.models.layers.norms import rms_norm
 from rb_jax.models.layers.rope import rotate_interleaved
 from rb_jax.sharding.activations import axis_size, per_device, platform, spec
 
@@ -57,9 +58,7 @@ def reference(qkv, q_scale, k_scale, angle):
     heads = qkv.reshape(batch, tokens, 3, width // (3 * q_scale.shape[0]), -1)
 
     def normed(x, scale):
-        x32 = x.astype(jnp.float32)
-        r = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + EPSILON)
-        return rotate_interleaved((x32 * (r * scale.astype(jnp.float32))).astype(x.dtype), angle)
+        return rotate_interleaved(rms_norm(x, scale, EPSILON).astype(x.dtype), angle)
 
     q, k, v = (heads[:, :, i] for i in range(3))
     return normed(q, q_scale), normed(k, k_scale), v
