@@ -27,7 +27,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     config.train.steps = 1_900
     config.train.ema_decay = 0.998
     config.optimizer.warmup_steps = 200
-    # What is cheap is computed again rather than written and read: a fifth of a step on a CPU.
+    # What is cheap is computed again rather than written and read, which is faster on a CPU.
     for blocks in config.remat:
         config.remat[blocks] = "modulation,qkv,attention,proj,mlp,out"
     config.model.update_from_flattened_dict(VARIANTS[variant])

@@ -1,8 +1,7 @@
 """Layer and RMS norms with gradients of their own: a backward pass finds the input and two columns.
 
 What differentiation makes of the formulas keeps half a dozen arrays of the input's size for each
-norm, and is four times the work for a compiler. With many small norms that was a fifth of a
-training step on a CPU, and of its compile time. Forward-mode differentiation is not defined.
+norm, and many more operations to compile. Forward-mode differentiation is not defined.
 """
 
 from __future__ import annotations
