@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+import jax
+import numpy as np
+
 from rb_jax.checkpoint.stored import load_weights
 from rb_jax.config import Config
 from rb_jax.errors import InputError
 from rb_jax.models.types import ENCODERS
+from rb_jax.sharding.rules import param_shardings
 from rb_jax.weights.folder import (
     SHIPPED,
     differing_model_keys,
@@ -84,3 +88,12 @@ def whole_model(config: Config, params: Params) -> tuple[Config, Params]:
         return config, params
     data = dataclasses.replace(other.data, image_size=config.data.image_size)
     return dataclasses.replace(config, data=data), encoders | params
+
+
+def distributed(weights: Params, mesh: jax.sharding.Mesh) -> Params:
+    """Host arrays placed on the mesh, shard by shard: no device ever holds a whole model."""
+    layouts = param_shardings(mesh, weights)
+    return {
+        path: jax.make_array_from_callback(np.shape(x), layouts[path], x.__getitem__)
+        for path, x in weights.items()
+    }

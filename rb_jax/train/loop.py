@@ -2,129 +2,55 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
-import hashlib
-import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
 from rb_jax.checkpoint import layout
-from rb_jax.checkpoint import manager as checkpoint
-from rb_jax.config import Config, differing_keys
-from rb_jax.errors import InputError
+from rb_jax.checkpoint.manager import open_checkpoints
+from rb_jax.config import Config
 from rb_jax.files import to_json, write_text
-from rb_jax.runtime.compiling import user_cache
 from rb_jax.runtime.exits import EXIT_IO, STATUS, RunError, Signals, installed
 from rb_jax.runtime.processes import from_primary, is_primary, say, wait_for_all
-from rb_jax.runtime.progress import working
-from rb_jax.runtime.stopping import SAVE_FAILED, StopRequest
+from rb_jax.runtime.stopping import StopRequest
 from rb_jax.runtime.watchdog import LONG, Watchdog
 from rb_jax.sharding.mesh import (
     check_batch_size,
     check_heads,
     make_mesh,
     replicated,
-    shard_batch,
 )
-from rb_jax.sharding.rules import param_shardings
-from rb_jax.storage import Mirror, Unreachable, is_bucket, place
+from rb_jax.storage import Mirror, Unreachable, place
 from rb_jax.train import feed
 from rb_jax.train.evaluation import Evaluator
 from rb_jax.train.guard import Guard
-from rb_jax.train.initial import check_sources, initial_weights, whole_model
+from rb_jax.train.initial import check_sources
 from rb_jax.train.metrics import LINES, Clock, RunLog, Window, peak_flops
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.profiler import Profiler
+from rb_jax.train.run import Run
 from rb_jax.train.state import (
     TrainState,
-    abstract_state,
-    ema_params,
-    init_state,
     layout_of,
     parameter_report,
 )
 from rb_jax.train.step import train_step
 from rb_jax.train.stepper import Stepper
-from rb_jax.weights.folder import CONFIG, save_weights
-from rb_jax.weights.params import Params, definition
-
-# What may change between two commands on one workdir; everything else would make the checkpoint
-# lie about how it was made.
-CHANGEABLE = (
-    "train.log_every",
-    "train.eval_every",
-    "train.eval_examples",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.keep_every",
-    "train.step_timeout",
-    "train.max_skipped",
-    "train.wandb",
-    "profile.steps",
-    "data.workers",
-    "data.prepared_dir",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "mesh.context",
-    "mesh.slices",
-    "mesh.frozen",
-)
-
+from rb_jax.train.workdir import start, weights_step, write_weights
+from rb_jax.weights.params import definition
 
 # The actions that come round every train.<name>_every steps.
 CADENCES = ("log", "eval", "checkpoint")
 SYNC_SECONDS = 60.0  # at most, until a bucket shows what was logged
-
-
-@dataclasses.dataclass
-class Run:
-    """What the parts of the loop share."""
-
-    config: Config
-    outputs: Mirror  # what is written a little at a time, and copied to a workdir in a bucket
-    mesh: jax.sharding.Mesh
-    manager: checkpoint.Checkpoints
-    log: RunLog
-    window: Window
-    clock: Clock
-    stop: StopRequest
-    guard: Guard
-    watchdog: Watchdog
-    profiler: Profiler
-    evaluates: bool = False  # whether the evaluation of the state's step is still to be done
-    pending: dict[str, Any] | None = None  # metrics of a step that the devices may still work on
-    synced: float = 0.0  # when ``outputs`` were last copied
-
-    @property
-    def workdir(self) -> Path:
-        """The local folder of the outputs."""
-        return self.outputs.folder
-
-    @property
-    def failure(self) -> Exception | None:
-        """Why the outputs could not be written."""
-        return self.log.failure
-
-    @property
-    def scratch(self) -> Path:
-        """Where examples may be prepared: the workdir, or for one in a bucket the user's cache."""
-        where = str(self.outputs.target)
-        if not is_bucket(where):
-            return self.workdir
-        return user_cache() / "rb_jax" / hashlib.sha256(where.encode()).hexdigest()[:16]
 
 
 def train(config: Config, workdir: str | Path, signals: Signals | None = None) -> int:
@@ -159,7 +85,7 @@ def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitSta
         feed.check_data(config)
     watchdog = stack.enter_context(closing(Watchdog(settings.step_timeout)))
     kept = (settings.keep_checkpoints, settings.keep_every)
-    manager = stack.enter_context(checkpoint.open_checkpoints(workdir, *kept))
+    manager = stack.enter_context(open_checkpoints(workdir, *kept))
     say(f"{mesh.size} x {mesh.devices.flat[0].device_kind}, workdir {workdir}")
     watchdog.allow("reading the checkpoint", LONG)
     state, saved = start(config, manager, mesh)
@@ -209,66 +135,6 @@ def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitSta
     return 0
 
 
-def write_weights(workdir: epath.Path, config: Config, state: TrainState) -> None:
-    """The running average, and the encoders it started with; returns when it is written."""
-    try:
-        save_weights(workdir / "weights", *whole_model(config, ema_params(state)))
-    except InputError as error:  # a full disk is no bad input here: the same command goes on
-        raise RunError(EXIT_IO, f"{error}; the checkpoints are intact") from error
-    wait_for_all()
-
-
-def weights_step(workdir: epath.Path) -> int | None:
-    """The last step of the run that wrote ``weights/``, if they are whole."""
-    try:
-        stored = json.loads((workdir / "weights" / CONFIG).read_bytes())
-        return int(stored["train"]["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def check_workdir(config: Config, workdir: object, there: dict[str, Any]) -> None:
-    """Raises InputError naming the keys in which the run there was configured otherwise.
-
-    How often to log, evaluate and save may change, and train.steps may be raised.
-    """
-    keys = differing_keys(there, dataclasses.asdict(config))
-    raised = config.train.steps > there["train"].get("steps", 0)
-    keys = [k for k in keys if k not in CHANGEABLE and not (k == "train.steps" and raised)]
-    if keys:
-        raise InputError(
-            f"{workdir} holds a run of another configuration: "
-            f"{', '.join(keys)} differ; choose another workdir or the same values"
-        )
-
-
-def start(
-    config: Config, manager: checkpoint.Checkpoints, mesh: jax.sharding.Mesh
-) -> tuple[TrainState, dict[str, Any]]:
-    """The newest good checkpoint's state and the loop's record, or a fresh state and {}."""
-    tx = make_optimizer(config)
-    restored = manager.restore_newest(
-        config,
-        lambda: abstract_state(config, tx, mesh),
-        lambda there: check_workdir(config, manager.folder.parent, there),
-    )
-    if restored is not None:
-        say(f"continuing from {manager.folder} at step {manager.last}")
-        return restored
-    weights = distributed(initial_weights(config), mesh)
-    with working("initialising the parameters"):
-        return init_state(config, tx, weights, mesh), {}
-
-
-def distributed(weights: Params, mesh: jax.sharding.Mesh) -> Params:
-    """Host arrays placed on the mesh, shard by shard: no device ever holds a whole model."""
-    layouts = param_shardings(mesh, weights)
-    return {
-        path: jax.make_array_from_callback(np.shape(x), layouts[path], x.__getitem__)
-        for path, x in weights.items()
-    }
-
-
 def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     """Runs until config.train.steps or a signal; the last state, saved, and the signal (or 0)."""
     config, first = run.config, int(state.step)
@@ -277,14 +143,14 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
     if run.evaluates:
         run.evaluates = not evaluate(run, evaluator, state)
         if run.evaluates:
-            return state, reason_to_stop(run)
+            return state, run.reason_to_stop()
         run.watchdog.off()
         run.stop.signals.release()  # nothing new to lose yet
     if first >= config.train.steps:
         return state, 0
     stream = feed.train_batches(config, run.scratch, graphdef, state, run.mesh)
     batches = feed.Interruptible(stream, run.stop.alone)
-    batch = next_batch(run, batches)
+    batch = run.next_batch(batches)
     run.watchdog.allow("compiling the step", LONG)
     stepper = compile_step(run, graphdef, state, batch)
     progress = Progress(first, config.train.steps)
@@ -294,14 +160,14 @@ def train_steps(run: Run, state: TrainState) -> tuple[TrainState, int]:
             slow = step == first + 1
             if not stepper.knows(batch):  # the first batch of a bucket
                 slow = True
-                take_pending(run)
-                if signal := saved_before(run, state, "compiling the step for another shape"):
+                run.take_pending()
+                if signal := run.saved_before(state, "compiling the step for another shape"):
                     return state, signal
-                with compiling(run):
+                with run.compiling():
                     stepper.compile(state, batch)
             state, asked = launch(run, stepper, state, batch, step, slow)
             if step < config.train.steps:
-                batch = next_batch(run, batches)  # None: a signal came first
+                batch = run.next_batch(batches)  # None: a signal came first
             signal = run.stop.answer(asked)  # read once: one may come at any point below
             signal = finish(run, stepper, evaluator, progress, state, step, signal)
             progress.update(step)
@@ -323,7 +189,7 @@ def launch(
     run.profiler.before(step, state.step)
     state, metrics = stepper.step(state, batch)
     run.clock.count(stepper.flops(batch))
-    take_pending(run)
+    run.take_pending()
     run.pending = metrics
     return state, asked
 
@@ -338,52 +204,34 @@ def finish(
     signal: int,
 ) -> int:
     """Logs, evaluates and saves as is due after a step; the signal for which to stop, or 0."""
-    check_saved(run, signal)
+    run.check_saved(signal)
     final = step == run.config.train.steps
     due = {k: step % getattr(run.config.train, f"{k}_every") == 0 for k in CADENCES}
     if final or signal or any(due.values()):
-        take_pending(run)
+        run.take_pending()
     if due["log"] or final:
         log_line(run, step, stepper, progress)
     run.evaluates = due["eval"] or final
     if run.evaluates and not signal:
         run.evaluates = not evaluate(run, evaluator, state)
         # A signal that came meanwhile, also to another process.
-        signal = reason_to_stop(run) if run.evaluates else 0
+        signal = run.reason_to_stop() if run.evaluates else 0
     if due["checkpoint"] or final or signal:
-        save(run, state)
+        run.save(state)
     return signal
-
-
-def take_pending(run: Run) -> None:
-    """Reads the metrics of the last step; raises RunError when too many were skipped."""
-    if run.pending is not None:
-        values = jax.device_get(run.pending)
-        run.pending = None
-        run.guard.add(values)
-        run.window.add(values)
-
-
-def check_saved(run: Run, signal: int) -> None:
-    """Raises RunError when the reason to stop is a checkpoint that could not be written."""
-    if signal == SAVE_FAILED:
-        if run.failure is not None:
-            raise run.failure
-        run.manager.wait()
-        raise RunError(EXIT_IO, "another process could not write its part of a checkpoint")
 
 
 def evaluate(run: Run, evaluator: Evaluator, state: TrainState) -> bool:
     """Whether it was done, not ended by a reason to stop."""
     if not evaluator.ready:
-        if saved_before(run, state, "compiling the evaluation"):
+        if run.saved_before(state, "compiling the evaluation"):
             return False
-        with compiling(run):
+        with run.compiling():
             evaluator.compile(state)
     run.watchdog.allow("an evaluation", LONG)
     with run.clock.phase("evaluation"):
         done = evaluator.evaluate(run.workdir, run.log, state, run.stop.now)
-        copy_outputs(run)
+        run.copy_outputs()
         return done
 
 
@@ -408,39 +256,6 @@ def compile_step(run: Run, graphdef: nnx.GraphDef, state: TrainState, batch: Any
     return stepper
 
 
-def saved_before(run: Run, state: TrainState, what: str) -> int:
-    """Saves ahead of something long that no signal should wait for; one that came meanwhile."""
-    if int(state.step):
-        save(run, state)
-        run.manager.wait()
-    run.watchdog.allow(what, LONG)
-    return reason_to_stop(run)
-
-
-def reason_to_stop(run: Run) -> int:
-    """A signal that has come to any process, or 0; raises RunError as ``check_saved``."""
-    signal = run.stop.answer(run.stop.ask())
-    check_saved(run, signal)
-    return signal
-
-
-@contextmanager
-def compiling(run: Run) -> Iterator[None]:
-    """In the middle of a run, which is saved: a signal ends the process at once."""
-    run.stop.signals.release()
-    with run.clock.phase("compile"):
-        yield
-    run.stop.signals.hold()
-
-
-def next_batch(run: Run, batches: feed.Interruptible) -> Any:
-    with run.clock.phase("input"):
-        batch = batches.next()
-        if batch is None:
-            return None
-        return shard_batch(run.mesh, batch, run.config.train.batch_size)
-
-
 def log_line(run: Run, step: int, stepper: Stepper, progress: Progress) -> None:
     """Writes the window's means and starts the next one."""
     means = run.window.means()
@@ -448,33 +263,8 @@ def log_line(run: Run, step: int, stepper: Stepper, progress: Progress) -> None:
     run.log.write("train", step, means | speed)
     run.window.sums.clear()
     if time.monotonic() - run.synced > SYNC_SECONDS:
-        copy_outputs(run)
+        run.copy_outputs()
     progress.show(step, means["loss"], speed["steps_per_second"])
-
-
-def save(run: Run, state: TrainState) -> None:
-    """Starts writing a checkpoint, unless this step has one."""
-    if int(state.step) == run.manager.last:
-        return
-    run.watchdog.allow("a checkpoint", LONG)
-    window = copy.deepcopy(run.window.sums)  # written in the background while this one fills
-    progress = {"window": window, "skipped_in_a_row": run.guard.row, "evaluates": run.evaluates}
-    progress["seconds"] = run.clock.totals
-    with run.clock.phase("checkpoint"):
-        copy_outputs(run)
-        run.manager.save(state, run.config, progress)
-
-
-def copy_outputs(run: Run) -> None:
-    """Brings lines and pictures to the disk, and to the bucket that the workdir is in.
-
-    Only the first process has any; when it fails, all learn of it with the next step.
-    """
-    run.log.sync()
-    if is_primary():
-        with run.log.kept():
-            run.outputs.sync()
-    run.synced = time.monotonic()
 
 
 class Progress:

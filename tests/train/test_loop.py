@@ -20,6 +20,7 @@ from rb_jax.errors import InputError
 from rb_jax.runtime.exits import EXIT_IO, RunError
 from rb_jax.train import loop
 from rb_jax.train.metrics import is_timing, read_lines
+from rb_jax.train.run import Run
 from tests.train import fake
 
 
@@ -39,7 +40,7 @@ def rows(workdir):
 
 def stop_at(step, number, monkeypatch):
     """Sends a signal to this process while the loop waits for the batch after ``step``."""
-    original, calls = loop.next_batch, [0]
+    original, calls = Run.next_batch, [0]
 
     def next_batch(run, batches):
         calls[0] += 1
@@ -47,7 +48,7 @@ def stop_at(step, number, monkeypatch):
             os.kill(os.getpid(), number)
         return original(run, batches)
 
-    monkeypatch.setattr(loop, "next_batch", next_batch)
+    monkeypatch.setattr(Run, "next_batch", next_batch)
 
 
 def test_stopped_and_continued_equals_uninterrupted(tmp_path, monkeypatch):
@@ -240,7 +241,7 @@ def test_an_evaluation_is_compiled_when_it_is_due_and_never_before_a_save(tmp_pa
 def test_a_signal_during_the_save_ahead_of_compiling_does_not_wait_for_it(tmp_path, monkeypatch):
     config = fake.config(steps=7)
     with monkeypatch.context() as patch:
-        original, saves = loop.save, []
+        original, saves = Run.save, []
 
         def save(run, state):
             original(run, state)
@@ -251,10 +252,10 @@ def test_a_signal_during_the_save_ahead_of_compiling_does_not_wait_for_it(tmp_pa
         def compile(self, state):
             raise AssertionError("compiled, though the run is to stop")
 
-        patch.setattr(loop, "save", save)
+        patch.setattr(Run, "save", save)
         patch.setattr(loop.Evaluator, "compile", compile)
         assert loop.train(config, tmp_path / "parts") == 75
-        patch.setattr(loop, "save", original)
+        patch.setattr(Run, "save", original)
         # Continued, where the evaluation comes first, and stopped in the middle of it.
         patch.setattr(loop.Evaluator, "compile", lambda self, state: None)
         patch.setattr(loop.Evaluator, "evaluate", stopped_by_a_signal)

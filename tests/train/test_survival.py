@@ -24,6 +24,7 @@ from rb_jax.train import loop
 from rb_jax.train.guard import Guard
 from rb_jax.train.metrics import RunLog, read_lines
 from rb_jax.train.optimizer import make_optimizer
+from rb_jax.train.run import Run
 from rb_jax.train.state import init_state, replace
 from tests.torture.child import write_config
 from tests.train import fake
@@ -227,14 +228,14 @@ def test_a_failed_save_ends_the_run_within_a_step(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         original(folder, prints)
 
-    def next_batch(run, batches, original=loop.next_batch):
+    def next_batch(run, batches, original=Run.next_batch):
         if failed and run.manager.failed():
             seen.append(run.manager.failed())
         time.sleep(0.05)
         return original(run, batches)
 
     monkeypatch.setattr(seal, "write", write)
-    monkeypatch.setattr(loop, "next_batch", next_batch)
+    monkeypatch.setattr(Run, "next_batch", next_batch)
     config = fake.config(steps=90, checkpoint_every=2, eval_every=100, keep_checkpoints=2)
     with pytest.raises(
         RunError, match="of step 4 could not be .*No space left.*of step 2"
@@ -412,18 +413,19 @@ import resource, signal, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 from rb_jax.train import loop
+from rb_jax.train.run import Run
 from rb_jax.weights import params
 from rb_jax.runtime.exits import RunError
 from tests.train import fake
 params.MODELS = fake.MODELS
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-original = loop.save
+original = Run.save
 def save(run, state):
     original(run, state)
     if int(state.step) == 2:
         run.manager.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-loop.save = save
+Run.save = save
 try:
     loop.train(fake.config(steps=9, checkpoint_every=2, eval_examples=0), {str(tmp_path)!r})
 except RunError as error:

@@ -11,26 +11,27 @@ import signal
 import sys
 
 from rb_jax.cli import main
-from rb_jax.train import loop
+from rb_jax.train.feed import Interruptible
+from rb_jax.train.run import Run
 from rb_jax.weights import params
 from tests.train import fake
 
 
 def send(name: str, step: int) -> None:
-    original, calls = loop.next_batch, [0]
+    original, calls = Run.next_batch, [0]
 
-    def next_batch(run, batches):
+    def next_batch(self: Run, batches: Interruptible):
         calls[0] += 1
         if calls[0] == step + 1:
-            run.manager.wait()  # only what comes after a checkpoint is to be lost
+            self.manager.wait()  # only what comes after a checkpoint is to be lost
             if name == "FULL":
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
             else:
                 os.kill(os.getpid(), signal.Signals[name])
-        return original(run, batches)
+        return original(self, batches)
 
-    loop.next_batch = next_batch
+    Run.next_batch = next_batch
 
 
 if __name__ == "__main__":
