@@ -26,9 +26,9 @@ from rb_jax.data.pipeline.sam_regions import with_regions
 from rb_jax.errors import InputError
 from rb_jax.models.pixels import psnr, to_float, to_uint8
 from rb_jax.models.types import Batch
-from rb_jax.runtime.compiling import compiled
+from rb_jax.runtime.compiling import compiled, fast_compile
 from rb_jax.runtime.logging import LOG
-from rb_jax.weights.params import Params, cast_params, definition, fast_compile, merge
+from rb_jax.weights.params import Params, cast_params, definition, merge
 
 # The shipped codec gives back ReasonWorld pictures better than this (dB), photographs worse.
 FAMILIAR_PSNR = 25.5

@@ -51,6 +51,7 @@ SMALL = {
         "train.batch_size": 4,
         "train.checkpoint_every": 2,
         "train.eval_every": 2,
+        "train.eval_examples": 0,
         "optimizer.warmup_steps": 1,
         "flow.steps": 2,
     },

@@ -18,9 +18,9 @@ from benchmarks.gpu import programs
 from benchmarks.gpu.programs import SIZES, Program, Shape
 from benchmarks.gpu.rows import OURS, Row, measured
 from rb_jax.config import Config
+from rb_jax.runtime.compiling import fast_compile
 from rb_jax.sharding.chips import device_flops
 from rb_jax.sharding.mesh import compiler_options, make_mesh
-from rb_jax.weights.params import fast_compile
 
 Write = Callable[[Row], None]
 # ||out - reference|| / ||reference|| beyond which nothing is timed: bfloat16 gives about 0.01.

@@ -17,10 +17,11 @@ from rb_jax.errors import InputError
 from rb_jax.files import check_new_folder, new_folder
 from rb_jax.port.component import STEM, TOKENIZER, Component, open_component
 from rb_jax.port.table import raise_problems
+from rb_jax.runtime.compiling import fast_compile
 from rb_jax.train.state import trainable_paths
 from rb_jax.weights.folder import write_config
 from rb_jax.weights.hashed import hashed_key
-from rb_jax.weights.params import build, definition, fast_compile, flatten
+from rb_jax.weights.params import build, definition, flatten
 from rb_jax.weights.safetensors.writer import TensorSpec, write_tensors
 
 # Values that a part's files fix only for itself: in the whole model the configuration decides.

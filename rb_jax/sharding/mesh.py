@@ -26,6 +26,7 @@ from jaxtyping import Int
 
 from rb_jax.config import MeshConfig, ModelConfig
 from rb_jax.errors import InputError
+from rb_jax.runtime.compiling import cpu_level
 from rb_jax.sharding import xla_flags
 
 AXES = ("data", "fsdp", "tensor", "context")
@@ -136,7 +137,7 @@ def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
     """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        return {"xla_backend_optimization_level": 1}
+        return cpu_level(1) or None
     return xla_flags.options(device.device_kind) or None
 
 

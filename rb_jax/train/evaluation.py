@@ -16,7 +16,7 @@ from rb_jax.config import Config
 from rb_jax.data.inputs.images import save_image
 from rb_jax.models.pixels import to_uint8
 from rb_jax.models.types import AnyBatch, Batch, FeatureBatch
-from rb_jax.runtime.compiling import compiled
+from rb_jax.runtime.compiling import compiled, fast_compile
 from rb_jax.runtime.processes import is_primary
 from rb_jax.sharding.mesh import compiler_options, process_rows, replicated, shard_batch
 from rb_jax.train import feed
@@ -24,7 +24,7 @@ from rb_jax.train.initial import encoder_weights
 from rb_jax.train.metrics import RunLog, Window, image_grid
 from rb_jax.train.state import TrainState
 from rb_jax.train.step import eval_step, sample_step, shapes
-from rb_jax.weights.params import cast_params, definition, fast_compile, merge_partial, model_class
+from rb_jax.weights.params import cast_params, definition, merge_partial, model_class
 
 VAL_BATCHES = 4
 Decode = Callable[[Float[np.ndarray, "B H W C"]], UInt8[np.ndarray, "B Y X 3"]]

@@ -21,6 +21,7 @@ from rb_jax.config import Config, ConfigError
 from rb_jax.models.types import ENCODERS, STAGES, record
 from rb_jax.paths import matches
 from rb_jax.runtime import programs
+from rb_jax.runtime.compiling import fast_compile
 from rb_jax.sharding.mesh import AnyMesh
 from rb_jax.sharding.rules import state_shardings
 from rb_jax.weights.hashed import hashed_key
@@ -30,7 +31,6 @@ from rb_jax.weights.params import (
     cast_params,
     check_weights,
     definition,
-    fast_compile,
     flatten,
 )
 

@@ -22,7 +22,6 @@ from rb_jax.models.encoders.vae import AutoencoderTrainer
 from rb_jax.models.mmdit.trainer import MMDiTTrainer
 from rb_jax.models.reasonbrain import ReasonBrain
 from rb_jax.paths import join, split
-from rb_jax.runtime.compiling import older_emitters
 from rb_jax.runtime.programs import recalled
 
 Params = dict[str, Any]  # path -> array (or its jax.ShapeDtypeStruct)
@@ -101,16 +100,3 @@ def check_weights(given: Mapping[str, Any], expected: Mapping[str, Any], where: 
             problems.append(f"{path} has shape {have}, the model needs {want}")
     if problems:
         raise InputError(f"{where or 'weights'} do not fit the model: {listed(problems, '; ')}")
-
-
-def fast_compile(platforms: set[str] | None = None, level: int = 0) -> dict[str, Any] | None:
-    """Compiler options for programs of hundreds of small kernels that do not run all day.
-
-    On a CPU, optimising the random kernels of fresh parameters, which run once, takes a minute, and
-    the newer emitters of fusions half of the rest. With ``level`` 1 a sampler runs as fast as with
-    JAX's defaults, a training step a twentieth slower. ``platforms`` None means JAX's default
-    devices.
-    """
-    platforms = {d.platform for d in jax.devices()} if platforms is None else platforms
-    older = older_emitters(platforms)
-    return None if older is None else {"xla_backend_optimization_level": level} | older

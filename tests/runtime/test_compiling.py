@@ -89,3 +89,15 @@ def test_programs_are_kept_in_a_bucket(buckets, tmp_path, kind):
     assert first == 0 and any(name.endswith("-cache") for name in files(place(folder)))
     second, again = finish(start(folder))
     assert second > 0 and value == again
+
+
+def test_what_the_user_chose_is_left_open(monkeypatch):
+    level, emitters = "xla_backend_optimization_level", "xla_cpu_use_fusion_emitters"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=6")
+    assert compiling.cpu_level(1) == {level: 1}
+    assert (compiling.fast_compile(["cpu"], level=2) or {})[level] == 2
+    monkeypatch.setenv("XLA_FLAGS", f"--{level}=3 --{emitters}")
+    assert compiling.cpu_level(1) == {} and compiling.fast_compile(["cpu"]) == {}
+    assert (
+        compiling.fast_compile(["gpu"]) is None and compiling.fast_compile(["cpu", "gpu"]) is None
+    )

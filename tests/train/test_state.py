@@ -10,6 +10,7 @@ import pytest
 
 from rb_jax.config import ConfigError
 from rb_jax.errors import InputError
+from rb_jax.runtime.compiling import fast_compile
 from rb_jax.train import state as S
 from rb_jax.train.optimizer import decayed, make_optimizer, make_schedule
 from rb_jax.train.step import train_step
@@ -156,7 +157,6 @@ def test_gradient_reaches_every_trainable_parameter_of_the_real_model():
     def loss(params, batch):
         return merge(graphdef, params | frozen).loss(batch, jax.random.key(1))[0]
 
-    fast_to_compile = {"xla_backend_optimization_level": 0}
-    gradient = jax.jit(jax.grad(loss), compiler_options=fast_to_compile)
+    gradient = jax.jit(jax.grad(loss), compiler_options=fast_compile())
     grads = gradient({path: values[path] for path in trainable}, tiny.batch())
     assert sorted(path for path, grad in grads.items() if not np.any(grad)) == []
