@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -27,24 +26,21 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rb_jax.checkpoint import seal
+from rb_jax.checkpoint import seal, writers
 from rb_jax.checkpoint.barriers import Barriers
 from rb_jax.checkpoint.fingerprints import Fingerprints
 from rb_jax.checkpoint.layout import (
     COMMITTED,
     FOLDER,
     FROZEN,
-    ITEMS,
     LOOP,
     Damaged,
     State,
-    atomicity,
     check_arrays,
     check_model,
     children,
     frozen_folder,
     frozen_problems,
-    handler,
     hash_of,
     is_aside,
     is_unfinished,
@@ -74,7 +70,6 @@ from rb_jax.runtime.processes import (
 from rb_jax.storage import check_bucket, is_bucket, place, reaching
 
 SAVING = ".orbax-checkpoint-tmp"
-WRITE_SECONDS = 6 * 3600  # for one checkpoint; the watchdog is what notices a hang
 T = TypeVar("T")
 FAILURE_SECONDS = 1.0  # between two looks at whether another process has failed
 
@@ -94,7 +89,9 @@ class Checkpoints:
         self._seals: dict[epath.Path, dict[str, Fingerprints]] = {}
         self._commit: Future[None] | None = None
         self._barriers = Barriers(FOLDER)
-        self._orbax = _orbax_manager(folder, keep, keep_every, self._before_commit, self._barriers)
+        self._orbax = writers.manager(
+            folder, (keep, keep_every), self._before_commit, self._barriers
+        )
         self._frozen_done: Future[None] | None = None
 
     def __enter__(self) -> Checkpoints:
@@ -269,15 +266,7 @@ class Checkpoints:
         where = _unfinished(folder.parent, folder.name)
         self._seals[where] = {FROZEN: prints}
         barriers = Barriers(FROZEN)
-        writer = ocp.AsyncCheckpointer(
-            handler(),
-            async_options=ocp.AsyncOptions(
-                timeout_secs=WRITE_SECONDS,
-                post_finalization_callback=lambda: self._seal(where),
-                barrier_sync_fn=barriers,
-            ),
-            atomicity_options=atomicity(folder),
-        )
+        writer = writers.one(folder, lambda: self._seal(where), barriers)
         writer.save(folder, args=ocp.args.PyTreeSave(frozen), force=True)
         done = self._frozen_done = Future()
 
@@ -432,44 +421,6 @@ def _begin(root: epath.Path, lock: Lock) -> None:
             elif is_bucket(root) and is_unfinished(path):
                 say(f"{path} was not finished, and is removed")
                 path.rmtree()
-
-
-def _orbax_manager(
-    folder: epath.Path,
-    keep: int,
-    keep_every: int,
-    before_commit: Callable[[], None],
-    barriers: Barriers,
-) -> ocp.CheckpointManager:
-    """Orbax's manager: retention, writing in the background, and the commit."""
-    logging.getLogger("absl").addFilter(_worth_saying)
-    policies = ocp.checkpoint_managers
-    kept: list[Any] = [policies.LatestN(keep or None)]
-    if keep and keep_every:
-        kept.append(policies.EveryNSteps(keep_every))
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(kept),
-        save_root_metadata=False,
-        lightweight_initialize=True,
-        atomicity_options=atomicity(folder),
-        async_options=ocp.AsyncOptions(
-            timeout_secs=WRITE_SECONDS,
-            post_finalization_callback=before_commit,
-            barrier_sync_fn=barriers,
-        ),
-    )
-    handlers: dict[str, Any] = {item: handler() for item in ITEMS.values()}
-    handlers[LOOP] = ocp.JsonCheckpointHandler()
-    return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
-
-
-def _worth_saying(record: logging.LogRecord) -> bool:
-    """Without what Orbax logs that this module says by itself, in one line.
-
-    That is each traceback of a failed write, several times, and that a write waits for another.
-    """
-    ours = record.exc_info is not None and "orbax" in record.pathname
-    return not ours and not record.getMessage().startswith("Waiting for previous save")
 
 
 def _unfinished(parent: epath.Path, name: object) -> epath.Path:
