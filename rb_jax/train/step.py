@@ -54,16 +54,17 @@ def train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
         params: Any = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = {path: old + (1 - decay) * (params[path] - old) for path, old in state.ema.items()}
 
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     factor, updated = config.optimizer.spike_factor, state.step - state.skipped
     spike, norm_average = watch_norm(factor, updated, state.norm_average, grad_norm)
     kept = finite & ~spike
-    old = (state.params, state.opt_state, state.ema)
-    params, opt_state, ema = jax.tree.map(
-        lambda new, old: jnp.where(kept, new, old), (params, opt_state, ema), old
+    old = (state.params, state.opt_state)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(kept, new, old), (params, opt_state), old
     )
+    share = jnp.where(kept, 1 - decay, 0.0)
+    ema = {path: old + share * (params[path] - old) for path, old in state.ema.items()}
     skipped = state.skipped + jnp.where(kept, 0, 1)
     metrics = terms | {
         "loss": loss,
