@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -36,6 +37,9 @@ def refuse_url(name: str, value: object, buckets: bool = False) -> None:
         raise InputError(f"{name}={value}: nothing is downloaded; fetch it, and give its path")
     if buckets and isinstance(value, str) and value.startswith(("gs://", "s3://")):
         return
+    near = re.match(r"(gs|s3):/", value.lower()) if isinstance(value, str) else None
+    if near and buckets:
+        raise InputError(f"{name}={value}: a bucket is written {near[1]}://BUCKET/FOLDER")
     if isinstance(value, str) and "://" in value:
         raise InputError(
             f"{name}={value}: must be a path; mount the bucket, or use a file system that all "

@@ -18,6 +18,7 @@ from typing import Any
 from rb_jax.errors import InputError, reason
 
 PARTIAL = ".partial"  # how the name of an unfinished file ends; it begins with a dot
+SEAL = "seal.json"  # a folder that has it is a checkpoint, whole as it is
 
 
 @contextlib.contextmanager
@@ -113,10 +114,26 @@ def check_new_folder(target: Path, *, replace: bool = False) -> None:
 def check_writable(folder: Path) -> None:
     """InputError if nothing can be written in a folder, or in what it would be made in."""
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if nearest == folder and not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder")
     if not nearest.is_dir():
         raise InputError(f"{nearest}: is not a folder, so {folder} cannot be one")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{folder}: cannot be written (no permission for {nearest})")
+    check_unsealed(folder.resolve())
+
+
+def check_unsealed(folder: Any) -> None:
+    """Raises InputError for a folder (pathlib's or epath's) in a checkpoint, or that is one.
+
+    Anything more in it would damage it.
+    """
+    for each in (folder, *folder.parents):
+        if (each / SEAL).exists():
+            raise InputError(
+                f"{folder}: lies in a checkpoint ({each}), to which nothing may be added; choose "
+                "another folder"
+            )
 
 
 def _sync_all(folder: Path) -> None:

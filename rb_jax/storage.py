@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +34,13 @@ AnyPath = Path | epath.Path
 
 # Scheme -> the package that reads it, and our extra that brings it.
 CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+# Bucket names as the services take them.
+NAMES = {"gs": r"[a-z0-9][-._a-z0-9]{1,220}[a-z0-9]", "s3": r"[a-z0-9][-.a-z0-9]{1,61}[a-z0-9]"}
+# How often tensorstore asks a store that fails: for a minute and a half. Its own 32 times take a
+# quarter of an hour, in which a run whose store is gone would neither save nor end.
+RETRIES = {"max_retries": 7, "initial_delay": "1s", "max_delay": "32s"}
+QUIET = {"gcsfs": logging.CRITICAL, "google.auth": logging.ERROR}
+LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 THREADS = 16  # requests at a time
 PIECE_BYTES = 2**24  # of a file that is copied, in memory at a time
 
@@ -57,6 +66,8 @@ def place(path: str | os.PathLike[str], name: str = "") -> epath.Path:
     bucket, _, key = text.removeprefix(f"{kind}://").partition("/")
     if not bucket:
         raise InputError(f"{where}: a bucket is missing; write {kind}://BUCKET/FOLDER")
+    if not re.fullmatch(NAMES[kind], bucket):
+        raise InputError(f"{where}: {bucket!r} cannot be the name of a bucket")
     if ".." in key.split("/"):
         raise InputError(f"{where}: '..' means nothing in a bucket")
     _prepare_client(kind, where)
@@ -67,9 +78,12 @@ def place(path: str | os.PathLike[str], name: str = "") -> epath.Path:
 def _prepare_client(kind: str, where: str) -> None:
     module, extra = CLIENTS[kind]
     if importlib.util.find_spec(module) is None:
-        raise InputError(f"{where}: needs {module}: pip install 'rb_jax[{extra}]'")
+        raise InputError(f"{where}: needs {module}, the extra [{extra}]: pip install '.[{extra}]'")
     # One request a folder to learn the bucket's kind, and a warning each where it may not be asked.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # What a store that is gone means is said once, by us, not with a traceback for each request.
+    for name, level in QUIET.items():
+        logging.getLogger(name).setLevel(level)
     import fsspec.config
 
     for protocol in (kind, *(("gcs",) if kind == "gs" else ())):
@@ -88,6 +102,17 @@ class Unreachable(InputError):
 
 
 @contextlib.contextmanager
+def beginning(folder: object) -> Iterator[None]:
+    """Turns what is wrong with a folder for good into InputError: no later start would help."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in LASTING:
+            raise InputError(f"{folder}: cannot be written ({reason(error)})") from error
+        raise
+
+
+@contextlib.contextmanager
 def reaching(path: object) -> Iterator[None]:
     """Turns what goes wrong between here and a bucket into Unreachable, whichever client failed."""
     try:
@@ -103,14 +128,38 @@ def reaching(path: object) -> Iterator[None]:
 
 
 def check_bucket(folder: epath.Path) -> None:
-    """Raises Unreachable when nothing can be written to a folder in a bucket, whatever the reason.
+    """Raises InputError when a folder's bucket does not exist or may not be written to.
 
-    Asked of the clients that answer at once: tensorstore waits long for a bucket that is not there.
+    Unreachable when it does not answer. Asked of the clients that answer at once: tensorstore waits
+    long for a bucket that is not there.
     """
+    probe = folder / ".writable"
     with reaching(folder):
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        try:
+            probe.write_text("")
+            probe.unlink()
+        except FileNotFoundError as error:
+            raise no_bucket(folder) from error
+        except PermissionError as error:
+            raise InputError(f"{folder}: may not be written to ({reason(error)})") from error
+
+
+def no_bucket(folder: object) -> InputError:
+    """That there is no bucket of a folder's name."""
+    kind, _, rest = str(folder).partition("://")
+    return InputError(f"{folder}: there is no bucket {kind}://{rest.partition('/')[0]}")
+
+
+def check_there(folder: AnyPath) -> None:
+    """Raises InputError when a folder is in a bucket that does not exist."""
+    if is_bucket(folder):
+        import fsspec
+
+        system: Any = fsspec.filesystem(scheme(folder))
+        with reaching(folder):
+            bucket = str(folder).partition("://")[2].partition("/")[0]
+            if not system.exists(bucket):
+                raise no_bucket(folder)
 
 
 def kvstore(folder: AnyPath) -> tensorstore.KvStore:
@@ -128,8 +177,10 @@ def kvstore_spec(path: str) -> dict[str, Any]:
     bucket, _, key = path.removeprefix(f"{kind}://").partition("/")
     if kind == "gs":
         driver = os.environ.get("TENSORSTORE_GCS_BACKEND", "gcs")
-        return {"driver": driver, "bucket": bucket, "path": key}
+        retries = {"gcs_request_retries": RETRIES} if driver == "gcs" else {}
+        return {"driver": driver, "bucket": bucket, "path": key} | retries
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}
+    spec["s3_request_retries"] = RETRIES
     # boto's clients read these themselves, tensorstore does not.
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -225,6 +276,7 @@ class Mirror:
         self.target = target
         self.folder = Path(target)
         self._copied: dict[str, tuple[int, str]] = {}
+        self._lost = False  # the bucket did not answer: it is not asked again at the end
         if is_bucket(target):
             self.folder = Path(tempfile.mkdtemp(prefix="rb_jax-"))
             with reaching(target):
@@ -236,6 +288,7 @@ class Mirror:
         """Raises Unreachable."""
         if not is_bucket(self.target):
             return
+        self._lost = True
         with reaching(self.target):
             for path in sorted(self.folder.rglob("*")):
                 if not path.is_file() or path.name.startswith("."):
@@ -245,6 +298,7 @@ class Mirror:
                 if self._copied.get(name) != now:
                     copy_file(path, self.target / name)
                     self._copied[name] = now
+        self._lost = False
 
     def __enter__(self) -> Mirror:
         return self
@@ -256,7 +310,8 @@ class Mirror:
         """
         if is_bucket(self.target):
             try:
-                self.sync()
+                if not self._lost:
+                    self.sync()
             except Unreachable as unreachable:
                 if error is None:
                     raise

@@ -77,13 +77,29 @@ def test_a_bucket_that_is_not_there_is_one_line(buckets, monkeypatch):
             (root / "x").write_text("x")
 
 
+@pytest.mark.parametrize("kind", ["gs", "s3"])
+def test_a_bucket_that_does_not_exist_is_bad_input(buckets, kind):
+    root = storage.place(f"{kind}://nobody-has-this/run")
+    for check in (storage.check_bucket, storage.check_there):
+        with pytest.raises(InputError, match=f"{root}: .*{kind}://nobody-has-this") as refused:
+            check(root)
+        assert type(refused.value) is InputError, "no reason to start again"
+    storage.check_there(storage.place(f"{buckets[kind]}/not/there/yet"))
+
+
+@pytest.mark.parametrize("bucket", ["Bad_Bucket!", "a", "-abc", "abc-", "x" * 300])
+def test_names_that_no_bucket_has_are_refused_without_asking(bucket):
+    with pytest.raises(InputError, match="cannot be the name of a bucket"):
+        storage.place(f"gs://{bucket}/run", "workdir")
+
+
 def test_the_extra_is_named_when_the_client_is_missing(monkeypatch):
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
     storage._prepare_client.cache_clear()
-    with pytest.raises(InputError, match=r"workdir=gs://b/x: needs gcsfs: .*'rb_jax\[gcs\]'"):
-        storage.place("gs://b/x", "workdir")
-    with pytest.raises(InputError, match=r"s3://b/x: needs s3fs: .*'rb_jax\[s3\]'"):
-        storage.place("s3://b/x")
+    with pytest.raises(InputError, match=r"workdir=gs://abc/x: needs gcsfs, .*'\.\[gcs\]'"):
+        storage.place("gs://abc/x", "workdir")
+    with pytest.raises(InputError, match=r"s3://abc/x: needs s3fs, .*'\.\[s3\]'"):
+        storage.place("s3://abc/x")
 
 
 def test_tensorstore_is_told_what_boto_reads_itself(monkeypatch):
@@ -96,6 +112,7 @@ def test_tensorstore_is_told_what_boto_reads_itself(monkeypatch):
         "driver": "s3",
         "bucket": "bucket",
         "path": "a/b",
+        "s3_request_retries": storage.RETRIES,
         "endpoint": "http://localhost:1",
         "aws_region": "eu-west-3",
         "aws_credentials": {"type": "environment"},

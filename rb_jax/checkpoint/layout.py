@@ -24,9 +24,17 @@ PARAMS, EMA, OPTIMIZER, LOOP = "params", "ema", "optimizer", "loop"
 ITEMS = {"params": PARAMS, "ema": EMA, "opt_state": OPTIMIZER}
 DAMAGED = ".damaged"
 COMMITTED = "commit_success.txt"  # Orbax's last file in a bucket
-OLD = ("state", "metadata.json")  # what a checkpoint of rb_jax 0.1 is made of
+# What a checkpoint of rb_jax 0.1 is made of: the first, and one of the others at least.
+OLD = ("state", "metadata.json", "manifest.sha256")
 # What tensorstore says of a store that fails now, not of what lies in it.
-PASSING = ("UNAVAILABLE", "DEADLINE", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+PASSING = (
+    "UNAVAILABLE",
+    "DEADLINE",
+    "RESOURCE_EXHAUSTED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "retry attempts failed",
+)
 State = Any  # a pytree of the fields of train.state.TrainState
 
 
@@ -125,7 +133,7 @@ def hash_of(prints: Mapping[str, str]) -> str:
 
 def refuse_old(folder: AnyPath) -> None:
     """Raises InputError for a checkpoint of rb_jax 0.1, which had another layout."""
-    if all((folder / name).exists() for name in OLD):
+    if (folder / OLD[0]).exists() and any((folder / name).exists() for name in OLD[1:]):
         raise InputError(
             f"{folder}: a checkpoint of rb_jax 0.1, which this version does not read; start a new "
             "workdir from the run's weights/ with --config.train.init_from (a run without them: "
@@ -216,8 +224,8 @@ def joined(like: State, arrays: dict[str, dict[str, Any]], scalars: dict[str, An
 
 def none_good(folder: AnyPath) -> InputError:
     return InputError(
-        f"{folder}: every checkpoint is damaged; bring one back from a copy, or delete the folder "
-        "to start from the beginning"
+        f"{folder}: every checkpoint is damaged, or none of rb_jax; bring one back from a copy, or "
+        "choose another workdir (move this one away) to start from the beginning"
     )
 
 

@@ -57,7 +57,7 @@ from rb_jax.checkpoint.layout import (
 from rb_jax.checkpoint.lock import Lock
 from rb_jax.config import Config
 from rb_jax.errors import InputError, reason
-from rb_jax.files import sync_file, sync_folder
+from rb_jax.files import check_unsealed, sync_file, sync_folder
 from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_IO, RunError
 from rb_jax.runtime.processes import (
     anywhere,
@@ -66,8 +66,11 @@ from rb_jax.runtime.processes import (
     on_primary,
     say,
     wait_for_all,
+    warn,
 )
-from rb_jax.storage import check_bucket, is_bucket, place, reaching
+from rb_jax.runtime.progress import reminding
+from rb_jax.storage import Unreachable, beginning, check_bucket, is_bucket, place, reaching
+from rb_jax.weights.folder import STEM
 
 SAVING = ".orbax-checkpoint-tmp"
 T = TypeVar("T")
@@ -155,7 +158,8 @@ class Checkpoints:
         """Until nothing is being written; raises RunError when that failed."""
         commit = self._commit
         if commit is not None:
-            commit.result()
+            with reminding("waiting for a checkpoint to be written"):
+                commit.result()
             self._commit = None
 
     def restore_newest(
@@ -242,12 +246,12 @@ class Checkpoints:
     def _damaged(self, step: int, wrong: list[str]) -> bool:
         """Whether any process found something, having said what this one did."""
         for text in wrong[:8]:
-            say(f"{self.folder}/{step} is damaged: {text}", everywhere=True)
+            warn(f"{self.folder}/{step} is damaged: {text}", everywhere=True)
         return anywhere(bool(wrong))
 
     def _put_aside(self, damaged: list[int], good: int) -> None:
         for step in damaged:
-            say(f"step {step} cannot be used: continuing from step {good} instead")
+            warn(f"step {step} cannot be used: continuing from step {good} instead")
             on_primary(lambda path=self.folder / str(step): put_aside(path))
         if damaged:
             together(self._orbax.reload, self.folder)
@@ -341,6 +345,11 @@ class Checkpoints:
                 self._barriers.raise_if_failed()
         ended.result()
 
+    def unlock(self) -> None:
+        """Lets the next run in; for a process that ends without having saved anything."""
+        if self._lock is not None:
+            self._lock.release()
+
     def _still_ours(self) -> bool:
         """Whether the lock is, as the first process sees it; all must ask."""
         mine = True
@@ -388,17 +397,21 @@ def open_checkpoints(
 ) -> Checkpoints:
     """Those of a workdir, to be written by this run alone: what a killed one left half is removed.
 
-    Raises InputError when another run is at work in it, RunError when it cannot be written.
+    Raises InputError when another run is at work in it, and when it is no place for a run; RunError
+    when it cannot be written now.
     """
     root = place(workdir, "workdir")
     lock = Lock(root)
     try:
-        on_primary(lambda: _begin(root, lock))
+        with beginning(root):
+            on_primary(lambda: _begin(root, lock))
         with reaching(root):
             held = lock if is_primary() else None
             manager = Checkpoints(root / FOLDER, keep, keep_every, held)
     except (OSError, ValueError) as error:
         lock.release()
+        if isinstance(error, Unreachable):
+            raise RunError(EXIT_IO, str(error)) from error
         if isinstance(error, InputError):
             raise
         raise RunError(EXIT_IO, f"{root}: cannot be written ({reason(error)})") from error
@@ -406,8 +419,16 @@ def open_checkpoints(
     return manager
 
 
+def check_no_weights(root: epath.Path) -> None:
+    """Raises InputError for a weights folder, which a run would mix with its own files."""
+    if (root / f"{STEM}.safetensors").exists():
+        raise InputError(f"{root}: is a weights folder; choose another workdir")
+
+
 def _begin(root: epath.Path, lock: Lock) -> None:
     with reaching(root):
+        check_no_weights(root)
+        check_unsealed(root)
         if is_bucket(root):  # where there are no folders, and s3fs would make the bucket
             check_bucket(root)
         else:

@@ -1,9 +1,10 @@
 """What Orbax cannot do in buckets by itself.
 
 It takes any path that is not ``gs://`` for one on a disk, although epath and tensorstore, which do
-its work, both know ``s3://``. And it asks Google for the kind of a bucket, which fewer may ask than
-may read and write its objects. tests/checkpoint/test_orbax_buckets.py fails when a new Orbax has
-moved what is replaced here.
+its work, both know ``s3://``. It lets tensorstore ask a store that is gone for a quarter of an
+hour. And it asks Google for the kind of a bucket, which fewer may ask than may read and write its
+objects. tests/checkpoint/test_orbax_buckets.py fails when a new Orbax has moved what is replaced
+here.
 """
 
 from __future__ import annotations
@@ -28,13 +29,9 @@ def enable() -> None:
             return False
 
     gcs_utils.is_hierarchical_namespace_enabled = has_folders_if_told
-    normalize, of_bucket = tensorstore_utils._normalize_path, gcs_utils.get_kvstore_for_gcs
-
-    def spec(path: str):
-        return kvstore_spec(path) if path.startswith("s3://") else of_bucket(path)
-
+    normalize = tensorstore_utils._normalize_path
     tensorstore_utils._use_gcs_driver = lambda path: path.startswith(("gs://", "s3://"))
     tensorstore_utils._normalize_path = lambda path: (
         path.rstrip("/") if path.startswith("s3://") else normalize(path)
     )
-    gcs_utils.get_kvstore_for_gcs = spec
+    gcs_utils.get_kvstore_for_gcs = kvstore_spec

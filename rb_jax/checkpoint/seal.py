@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from rb_jax.errors import InputError, reason
+from rb_jax.files import SEAL as NAME
 from rb_jax.files import sync_file, sync_folder
 from rb_jax.storage import THREADS, AnyPath, files, is_bucket
 
-NAME = "seal.json"
 # Orbax writes these after the seal: when it was committed, and that it was.
 LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 # Larger files hold nothing but arrays (and the tree of their chunks), which have fingerprints.

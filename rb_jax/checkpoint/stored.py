@@ -16,7 +16,7 @@ from etils import epath
 from rb_jax.checkpoint import fingerprints, layout, seal
 from rb_jax.config import Config, ConfigError, from_stored
 from rb_jax.errors import InputError, listed
-from rb_jax.storage import place, reaching
+from rb_jax.storage import check_there, place, reaching
 from rb_jax.weights.folder import STEM, has_weights, open_weights, resolve
 from rb_jax.weights.folder import stored_config as folder_config
 from rb_jax.weights.params import Params, check_weights, definition
@@ -49,6 +49,7 @@ def newest_good(folder: Source, read: Callable[[epath.Path], T]) -> T:
     """
     location = find(folder)
     if location is None:
+        check_there(epath.Path(folder))
         raise InputError(f"{folder}: no checkpoint in it")
     where, chosen = location
     with reaching(where):
@@ -91,6 +92,7 @@ def load_weights(source: Source) -> tuple[Config, Params]:
     elif find(folder):
         config, params = load_ema(folder)
     else:
+        check_there(epath.Path(folder))
         raise InputError(f"{folder}: no {STEM}.safetensors and no checkpoint in it")
     check_weights(params, definition(config)[1], where=f"the weights in {folder}")
     return config, params

@@ -22,7 +22,7 @@ def define(flags: Flags) -> None:
         "objects",
         "What the instruction names, comma-separated (default: found in it by rules).",
     )
-    flags.string("checkpoint", "Weights folder, training workdir, or 'shipped'.", "shipped")
+    flags.trained()
     flags.sampling()
     flags.compiling()
 

@@ -11,7 +11,7 @@ from rb_jax.cli.flags import Flags
 
 
 def define(flags: Flags) -> None:
-    flags.string("checkpoint", "Weights folder, training workdir, or 'shipped'.", "shipped")
+    flags.trained()
     flags.string("split", "train, val, test or test_unseen.", "test")
     flags.integer("count", "Pictures to edit.", 256)
     flags.string("out", "Folder for scores.json, grid.png and the edits.", required=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import textwrap
@@ -82,6 +83,14 @@ class Flags:
         self.string("preset", "The preset of --config, e.g. paper or lora,1024.")
         self.takes_config = True
 
+    def trained(self):
+        """A model to run."""
+        text = (
+            "Weights folder, training workdir or one of its checkpoints/STEP, on a disk or in a "
+            "bucket (gs:// or s3://); 'shipped' is the model that comes along."
+        )
+        self.string("checkpoint", text, "shipped")
+
     def job(self, shard_examples: int):
         """How a data job is cut and divided; ``divided`` gives it back."""
         text = "Examples per shard, at most where the source allows it."
@@ -141,6 +150,8 @@ class Flags:
                 raise InputError(f"rb-jax {self.verb} needs --{name}")
         for name in self.values:
             value = self.values[name].value if name != "instruction" else None
+            if isinstance(value, str) and value.startswith("~/"):  # no shell does it after a "="
+                value = self.values[name].value = os.path.expanduser(value)
             for each in value if isinstance(value, list) else [value]:
                 refuse_url(f"--{name}", each, buckets=name in BUCKETS)
         logging.setup(str(self.values["verbosity"].value))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jaxlib.version
 
-from rb_jax.errors import reason
+from rb_jax.errors import InputError, reason
 from rb_jax.runtime import programs
 from rb_jax.runtime.logging import LOG
 from rb_jax.runtime.progress import working
@@ -33,7 +33,9 @@ def keep_programs(where: str | None) -> None:
     anything is compiled. Raises InputError when a bucket's client is not installed.
     """
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if where == "off":
+    if where == "":
+        raise InputError("--compilation_cache: name a folder or a bucket, or off")
+    if where is not None and where.lower() == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return
     if where is None and named:

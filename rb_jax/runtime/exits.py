@@ -20,6 +20,7 @@ EXIT_IO = 74  # EX_IOERR: a checkpoint or the log could not be written
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped before the end, worth starting again
 FAILED = (EXIT_HUNG, EXIT_DIVERGED, EXIT_IO)  # of a RunError
 GIVE_UP_SECONDS = 5.0
+END_SECONDS = 2.0  # for what a process does that ends at once
 STATUS: dict[int, int] = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: 130}
 
 
@@ -45,6 +46,7 @@ class Signals:
 
     def __init__(self):
         self.received = 0
+        self.at_end: Callable[[], None] = lambda: None  # before the process ends at once
         self._seen = 0  # by the thread
         self._held = False
         self._lock = threading.Lock()
@@ -68,12 +70,18 @@ class Signals:
             return
         with self._lock:
             self._seen += 1
-            if self._held and self._seen == 1:
-                self.received = number
-                return
-        text = f"rb-jax: stopped by {signal.Signals(number).name}; nothing was left to save\n"
-        again = f"rb-jax: stopped by a second {signal.Signals(number).name}, without saving\n"
+            held = self._held and self._seen == 1
+        name = signal.Signals(number).name
+        if held:
+            self.received = number
+            os.write(2, f"rb-jax: {name}: stopping and saving; again: at once, unsaved\n".encode())
+            return
+        text = f"rb-jax: stopped by {name}; nothing was left to save\n"
+        again = f"rb-jax: stopped by a second {name}, without saving\n"
         os.write(2, (again if self._seen > 1 else text).encode())
+        ending = threading.Thread(target=self.at_end, daemon=True)  # which may hang
+        ending.start()
+        ending.join(END_SECONDS)
         os._exit(STATUS[number])
 
 

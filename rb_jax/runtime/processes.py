@@ -31,10 +31,16 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: str, everywhere: bool = False) -> None:
-    """Logs a text as info; by the first process alone unless ``everywhere``."""
-    if everywhere or is_primary():
+def say(text: str) -> None:
+    """Logs a text as info, by the first process alone."""
+    if is_primary():
         LOG.info("%s", text)
+
+
+def warn(text: str, everywhere: bool = False) -> None:
+    """Logs a text as a warning; by the first process alone unless ``everywhere``."""
+    if everywhere or is_primary():
+        LOG.warning("%s", text)
 
 
 def wait_for_all() -> None:

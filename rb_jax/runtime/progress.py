@@ -76,6 +76,13 @@ def working(what: str, expected: float = 0.0) -> Iterator[None]:
     """Says that ``what`` begins, how many seconds it should take if known, and that it goes on."""
     about = f", about {expected:.0f} s where nothing else runs" if expected >= 2 else ""
     LOG.info("%s%s", what, about)
+    with reminding(what):
+        yield
+
+
+@contextmanager
+def reminding(what: str) -> Iterator[None]:
+    """Says that ``what`` goes on, every LOG_SECONDS; nothing of what is done before."""
     ended, begin = threading.Event(), time.monotonic()
 
     def remind() -> None:

@@ -29,7 +29,7 @@ from rb_jax.sharding.mesh import (
     make_mesh,
     replicated,
 )
-from rb_jax.storage import Mirror, Unreachable, place
+from rb_jax.storage import Mirror, Unreachable, beginning, place
 from rb_jax.train import feed
 from rb_jax.train.evaluation import Evaluator
 from rb_jax.train.guard import Guard
@@ -80,12 +80,15 @@ def _train(config: Config, workdir: epath.Path, signals: Signals, stack: ExitSta
     mesh = make_mesh(config.mesh)
     check_batch_size(mesh, settings.batch_size)
     check_heads(mesh, config.model)
-    if not layout.steps(workdir / layout.FOLDER):  # a run that cannot begin leaves nothing
+    with beginning(workdir):
+        there = layout.steps(workdir / layout.FOLDER)
+    if not there:  # a run that cannot begin leaves nothing
         check_sources(config)
         feed.check_data(config)
     watchdog = stack.enter_context(closing(Watchdog(settings.step_timeout)))
     kept = (settings.keep_checkpoints, settings.keep_every)
     manager = stack.enter_context(open_checkpoints(workdir, *kept))
+    signals.at_end = manager.unlock
     say(f"{mesh.size} x {mesh.devices.flat[0].device_kind}, workdir {workdir}")
     watchdog.allow("reading the checkpoint", LONG)
     state, saved = start(config, manager, mesh)

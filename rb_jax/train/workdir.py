@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ from etils import epath
 
 from rb_jax.checkpoint.manager import Checkpoints
 from rb_jax.config import Config, differing_keys
-from rb_jax.errors import InputError
+from rb_jax.errors import InputError, listed
 from rb_jax.runtime.exits import EXIT_IO, RunError
 from rb_jax.runtime.processes import say, wait_for_all
 from rb_jax.runtime.progress import working
@@ -49,14 +51,22 @@ def check_workdir(config: Config, workdir: object, there: dict[str, Any]) -> Non
 
     How often to log, evaluate and save may change, and train.steps may be raised.
     """
-    keys = differing_keys(there, dataclasses.asdict(config))
+    asked = dataclasses.asdict(config)
     raised = config.train.steps > there["train"].get("steps", 0)
-    keys = [k for k in keys if k not in CHANGEABLE and not (k == "train.steps" and raised)]
+    keys = [k for k in differing_keys(there, asked) if k not in CHANGEABLE]
+    keys = [k for k in keys if not (k == "train.steps" and raised)]
     if keys:
+        each = [f"{k} is {_at(there, k)!r} there, not {_at(asked, k)!r}" for k in keys]
+        only = " (train.steps may be raised, not lowered)" if "train.steps" in keys else ""
         raise InputError(
-            f"{workdir} holds a run of another configuration: "
-            f"{', '.join(keys)} differ; choose another workdir or the same values"
+            f"{workdir} holds a run of another configuration: {listed(each, '; ')}{only}; choose "
+            "another workdir or the same values"
         )
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key."""
+    return functools.reduce(lambda found, name: (found or {}).get(name), key.split("."), values)
 
 
 def start(

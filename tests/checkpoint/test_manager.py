@@ -193,10 +193,11 @@ def test_stock_orbax_restores_the_parameters_alone(tmp_path):
         np.testing.assert_array_equal(value, state.params[path])
 
 
-def test_checkpoints_of_the_first_version_are_refused(tmp_path):
+@pytest.mark.parametrize("made", ["metadata.json", "manifest.sha256"])
+def test_checkpoints_of_the_first_version_are_refused(tmp_path, made):
     old = tmp_path / "checkpoints" / "12"
     (old / "state").mkdir(parents=True)
-    (old / "metadata.json").write_text("{}")
+    (old / made).write_text("{}")
     config = fake.config()
     for read in (lambda: restore(tmp_path, config), lambda: stored.load_weights(tmp_path)):
         with pytest.raises(InputError, match="12: a checkpoint of rb_jax 0.1.*start a new workdir"):

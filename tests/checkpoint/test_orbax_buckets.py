@@ -5,6 +5,7 @@ import inspect
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from rb_jax import storage
 from rb_jax.checkpoint import orbax_buckets
 
 
@@ -28,4 +29,6 @@ def test_drivers_of_disks_and_both_buckets(monkeypatch):
         assert (spec["driver"], spec["base"]["driver"]) == ("ocdbt", driver)
         key = spec["base"]["path"]
         assert key.strip("/") == ("disk/run" if driver == "file" else "run")
+        if driver != "file":  # else a run whose store is gone would hang
+            assert spec["base"][f"{driver}_request_retries"] == storage.RETRIES
     assert gcs_utils.get_kvstore_for_gcs("gs://bucket/run")["bucket"] == "bucket"

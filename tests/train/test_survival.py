@@ -18,6 +18,7 @@ from rb_jax import storage
 from rb_jax.checkpoint import layout, seal, stored
 from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.errors import InputError
+from rb_jax.files import check_writable
 from rb_jax.runtime import logging
 from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_HUNG, EXIT_IO, EXIT_PREEMPTED, RunError
 from rb_jax.train import loop
@@ -75,10 +76,32 @@ def test_a_workdir_of_another_scheme_is_refused():
     for workdir, message in {
         "hdfs://b/run": "workdir=hdfs://b/run: must be a path, or begin with gs:// or s3://",
         "gs:///run": "workdir=gs:///run: a bucket is missing; write gs://BUCKET/FOLDER",
-        "s3://b/../c": "workdir=s3://b/../c: '..' means nothing in a bucket",
+        "s3://abc/../c": "workdir=s3://abc/../c: '..' means nothing in a bucket",
     }.items():
         with pytest.raises(InputError, match=re.escape(message)):
             loop.train(fake.config(), workdir)
+
+
+def test_a_workdir_in_a_checkpoint_or_of_weights_is_refused(tmp_path):
+    """A run in it would make the checkpoint one that is damaged."""
+    config = fake.config(steps=3, checkpoint_every=3)
+    assert loop.train(config, tmp_path) == 0
+    before = storage.files(tmp_path)
+    inside = ("checkpoints/3", "checkpoints/3/params", "checkpoints/3/deep/in/it")
+    for where in inside:
+        for refuse in (lambda p: loop.train(config, p), check_writable):
+            with pytest.raises(InputError, match=r"lies in a checkpoint \(.*/checkpoints/3\)"):
+                refuse(tmp_path / where)
+    with pytest.raises(InputError, match="is a weights folder; choose another workdir"):
+        loop.train(config, tmp_path / "weights")
+    assert storage.files(tmp_path) == before
+
+
+def test_a_workdir_that_can_never_be_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for where in ("/proc/run", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match="cannot be written"):
+            loop.train(fake.config(), where)
 
 
 def test_lines_are_in_a_closed_file_before_a_checkpoint(tmp_path):
@@ -160,7 +183,7 @@ def test_nothing_good_is_an_error_and_no_fresh_start(tmp_path, made):
     for step in ("3", "6"):
         flip(folder / step / "params" / "_METADATA")
     for _ in range(2):  # the second start meets the same
-        with pytest.raises(InputError, match="every checkpoint is damaged; bring one back"):
+        with pytest.raises(InputError, match="every checkpoint is damaged, or none of rb_jax; b"):
             loop.train(made[0], tmp_path)
         assert layout.steps(folder) == [3, 6]
     for step in ("3", "6"):
@@ -326,6 +349,7 @@ BUSY = """
 import hashlib, sys, time
 from rb_jax.runtime.exits import installed
 with installed() as signals:
+    signals.at_end = lambda: print("unlocked", file=sys.stderr, flush=True)
     if {held}:
         signals.hold()
     print("ready", file=sys.stderr, flush=True)
@@ -353,7 +377,11 @@ def test_signals(held, sent, status):
         process.send_signal(number)
         time.sleep(0.3)
     assert process.wait(50) == status
+    said = process.stderr.read()
     process.stderr.close()
+    # At once, so that nobody sends a second one out of impatience.
+    assert (f"{sent[0].name}: stopping and saving" in said) == held
+    assert ("unlocked" in said) == (status != 7)
 
 
 def test_stopped_before_anything_is_imported_says_so_by_its_status(tmp_path):
