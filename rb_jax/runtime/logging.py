@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import warnings
+from typing import Any
 
 from tqdm import tqdm
 
@@ -74,6 +75,7 @@ def setup(verbosity: str = "info") -> None:
         logging.getLogger(name).setLevel(others)
     LOG.setLevel(ours)
     warnings.showwarning = _show_warning
+    sys.unraisablehook = _show_unraisable
 
 
 def name_process(index: int, count: int) -> None:
@@ -82,6 +84,17 @@ def name_process(index: int, count: int) -> None:
         formatter = _handler.formatter
         assert isinstance(formatter, HostFormatter)
         formatter.host = f"{formatter.host.partition('/')[0]}/{index}"
+
+
+def _show_unraisable(caught: Any) -> None:
+    """Without what tensorstore has when the second of two requests fails.
+
+    Orbax has then given up after the first, which it reports, and waits for the other no more.
+    """
+    if str(caught.exc_value) == "Event loop is closed":
+        LOG.debug("%s", caught.exc_value)
+        return
+    sys.__unraisablehook__(caught)
 
 
 def _show_warning(message: object, *_: object) -> None:

@@ -1,5 +1,6 @@
 """Every line of a program says when, how serious and where; libraries' warnings come along."""
 
+import os
 import re
 import subprocess
 import sys
@@ -55,3 +56,39 @@ def test_lines(verbosity, left_out):
     assert texts == expected + ["one of eight"] * (verbosity != "error")
     if verbosity != "error":
         assert "/3] one of eight" in lines[-1] and lines[-1][0] == "W"
+
+
+def test_what_tensorstore_prints_of_a_closed_loop_is_no_news():
+    """It does so in a thread of its own, when the second of two requests fails."""
+    code = """
+import asyncio, threading
+from rb_jax.runtime.logging import setup
+setup()
+import tensorstore
+loop = asyncio.new_event_loop()
+async def ask():
+    future = tensorstore.KvStore.open({"driver": "gcs", "bucket": "b1b", "path": "x/",
+        "gcs_request_retries": {"max_retries": 1, "initial_delay": "1s"}}).result().write("a", b"x")
+    asyncio.ensure_future(future)
+    await asyncio.sleep(0.1)
+    return future
+future = loop.run_until_complete(ask())
+loop.close()
+try:
+    future.result()
+except ValueError:
+    print("failed")
+import time; time.sleep(0.5)
+class Ours:
+    def __del__(self):
+        raise RuntimeError("ours is shown")
+ours = Ours()
+del ours
+"""
+    where = {"TENSORSTORE_GCS_HTTP_URL": "http://localhost:9", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | where
+    )
+    assert ended.stdout == "failed\n"
+    assert "Event loop is closed" not in ended.stderr
+    assert "RuntimeError: ours is shown" in ended.stderr
