@@ -356,6 +356,7 @@ with installed() as signals:
     hashlib.pbkdf2_hmac("sha256", b"", b"", {busy})  # for long inside C, as a compiler is
     while not signals.received:
         time.sleep(0.01)
+    time.sleep(0.5)  # the step that is saved
     sys.exit(7)
 """
 
