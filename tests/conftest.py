@@ -1,6 +1,7 @@
 """Settings of all tests: programs are tiny and run once, so XLA should not spend time on them."""
 
 import os
+import sys
 
 import pytest
 
@@ -8,6 +9,10 @@ from tests import quick
 
 # Nor should it take programs from the runs before, or leave any to the user.
 os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_COMPILATION_CACHE_DIR": "unused"}
+# What a developer may have set is not what users have: modules are kept, output is buffered.
+sys.dont_write_bytecode = False
+for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
+    os.environ.pop(name, None)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick.FLAGS}"
 
 

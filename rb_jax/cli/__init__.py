@@ -69,25 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(words: list[str]) -> int:
     try:
-        if not words or words == ["--version"] or words[0] in HELP:
-            return _without_a_verb(words)
-        verb, rest = find(words)
-        if not verb:
-            print(usage(f"{words[0]} "))
-            return 0
-        from rb_jax.cli.flags import Flags
-
-        module = importlib.import_module(f"rb_jax.cli.{VERBS[verb][0]}")
-        flags = Flags(verb, rest, module.__doc__ or "")
-        module.define(flags)
-        if not flags.parse():
-            return 0
-        _spare_libtpu()
-        if "compilation_cache" in flags.values:
-            from rb_jax.runtime.compiling import keep_programs
-
-            keep_programs(flags.compilation_cache)
-        return module.run(flags)
+        status = _verb(words)
+        sys.stdout.flush()  # here, where it is said when that fails
+        return status
     except InputError as error:
         return _fail(str(error))
     except RunError as error:
@@ -106,6 +90,28 @@ def _main(words: list[str]) -> int:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the end)
         place = f"{str(error.filename)[:100]}: " if error.filename else ""
         return _fail(f"{place}{reason(error)}")
+
+
+def _verb(words: list[str]) -> int:
+    if not words or words == ["--version"] or words[0] in HELP:
+        return _without_a_verb(words)
+    verb, rest = find(words)
+    if not verb:
+        print(usage(f"{words[0]} "))
+        return 0
+    from rb_jax.cli.flags import Flags
+
+    module = importlib.import_module(f"rb_jax.cli.{VERBS[verb][0]}")
+    flags = Flags(verb, rest, module.__doc__ or "")
+    module.define(flags)
+    if not flags.parse():
+        return 0
+    _spare_libtpu()
+    if "compilation_cache" in flags.values:
+        from rb_jax.runtime.compiling import keep_programs
+
+        keep_programs(flags.compilation_cache)
+    return module.run(flags)
 
 
 def _spare_libtpu() -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import traceback
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,12 +41,20 @@ def find(name: str) -> Path:
     raise InputError(f"--config={name}: no such file; {hint}by name there are {', '.join(names())}")
 
 
+class _Loader(SourceFileLoader):
+    """Leaves nothing beside a user's file."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        pass  # the compiled file
+
+
 def load_module(name: str) -> ModuleType:
     """Runs a configuration file; InputError for whatever it raises."""
     path = find(name)
     spec = importlib.util.spec_from_file_location(f"rb_jax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):
         raise InputError(f"--config={name}: not a Python file")
+    spec.loader = _Loader(spec.name, str(path))
     module = importlib.util.module_from_spec(spec)
     _run(lambda: spec.loader.exec_module(module), path)  # pyright: ignore
     if not callable(getattr(module, "get_config", None)):
