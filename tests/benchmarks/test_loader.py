@@ -21,6 +21,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.exhaustive
 def test_everything_at_toy_size(tmp_path):
     done = run("--workers=1", f"--json={tmp_path / 'rows.json'}")
     assert done.returncode == 0, done.stderr

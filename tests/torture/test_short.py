@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_little_torture():
-    sizes = ["--kills=2", "--stops=1", "--flips=60", "--cuts=20", "--disks=0", "--devices=1,2"]
-    command = [sys.executable, "-m", "tests.torture", *sizes, "--no-processes", "--steps=60"]
+    # Changes of devices are tests/train/test_processes.py's.
+    sizes = ["--kills=2", "--stops=1", "--flips=60", "--cuts=20", "--disks=0", "--devices="]
+    command = [sys.executable, "-m", "tests.torture", *sizes, "--no-processes"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     for line in (
         "damage: bit flips 60",
         "kills: SIGKILLs 2",
         "stops: SIGTERMs 1",
-        "elastic: changes 4",
         "0 wrong",
     ):
         assert line in ended.stdout
