@@ -20,6 +20,7 @@ import numpy as np
 
 from rb_jax.checkpoint import manager as checkpoint
 from rb_jax.checkpoint.fingerprints import Fingerprints
+from rb_jax.checkpoint.opening import open_checkpoints
 from rb_jax.config import Config
 from rb_jax.storage import files, place
 from rb_jax.train.state import TrainState, replace
@@ -54,7 +55,7 @@ def measure(megabytes: int, arrays: int, repeats: int, folder: Path) -> dict:
     step = jax.jit(advance, donate_argnums=0)
     state = jax.block_until_ready(step(state))
     copies, calls, steps, after, writes = [], [], [], [], []
-    with checkpoint.open_checkpoints(folder, keep=1) as manager:
+    with open_checkpoints(folder, keep=1) as manager:
         for repeat in range(repeats + 1):  # the first, which compiles and imports, does not count
             begin = time.perf_counter()
             host = [np.array(x) for x in jax.tree.leaves(state)]
@@ -122,7 +123,7 @@ def hashing(megabytes: int, arrays: int, repeats: int, folder: Path) -> dict:
     state = make_state(arrays, megabytes * 2**20 // (4 * arrays))
     kinds = {"hashed": Fingerprints, "looked at": FiniteOnly, "unseen": Nothing}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
-    with checkpoint.open_checkpoints(folder, keep=1) as manager:
+    with open_checkpoints(folder, keep=1) as manager:
         for repeat in range(repeats + 1):
             for kind, made in kinds.items():
                 state = jax.block_until_ready(replace(state, step=state.step + 1))
@@ -154,7 +155,7 @@ def written(megabytes: int, arrays: int, folder: Path) -> dict:
     state = replace(
         whole, params=trained, frozen=whole.params, ema=dict(trained), opt_state=(moments, moments)
     )
-    with checkpoint.open_checkpoints(folder) as manager:
+    with open_checkpoints(folder) as manager:
         manager.save(state, Config(), {})
         manager.wait()
         first = sum(files(place(folder)).values())

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -43,7 +42,6 @@ from rb_jax.checkpoint.layout import (
     frozen_problems,
     hash_of,
     is_aside,
-    is_unfinished,
     joined,
     none_good,
     problems,
@@ -57,20 +55,17 @@ from rb_jax.checkpoint.layout import (
 from rb_jax.checkpoint.lock import Lock
 from rb_jax.config import Config
 from rb_jax.errors import InputError, reason
-from rb_jax.files import check_unsealed, sync_file, sync_folder
+from rb_jax.files import sync_file, sync_folder
 from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_IO, RunError
 from rb_jax.runtime.processes import (
     anywhere,
     from_primary,
     is_primary,
     on_primary,
-    say,
-    wait_for_all,
     warn,
 )
 from rb_jax.runtime.progress import reminding
-from rb_jax.storage import Unreachable, beginning, check_bucket, is_bucket, place, reaching
-from rb_jax.weights.folder import STEM
+from rb_jax.storage import is_bucket, reaching
 
 SAVING = ".orbax-checkpoint-tmp"
 T = TypeVar("T")
@@ -390,58 +385,6 @@ def together(action: Callable[[], T], where: epath.Path) -> T:
     if anywhere(error is not None):
         raise error or InputError(f"{where}: another process failed; its output says why")
     return cast(T, result)
-
-
-def open_checkpoints(
-    workdir: str | os.PathLike[str], keep: int = 0, keep_every: int = 0
-) -> Checkpoints:
-    """Those of a workdir, to be written by this run alone: what a killed one left half is removed.
-
-    Raises InputError when another run is at work in it, and when it is no place for a run; RunError
-    when it cannot be written now.
-    """
-    root = place(workdir, "workdir")
-    lock = Lock(root)
-    try:
-        with beginning(root):
-            on_primary(lambda: _begin(root, lock))
-        with reaching(root):
-            held = lock if is_primary() else None
-            manager = Checkpoints(root / FOLDER, keep, keep_every, held)
-    except (OSError, ValueError) as error:
-        lock.release()
-        if isinstance(error, Unreachable):
-            raise RunError(EXIT_IO, str(error)) from error
-        if isinstance(error, InputError):
-            raise
-        raise RunError(EXIT_IO, f"{root}: cannot be written ({reason(error)})") from error
-    wait_for_all()
-    return manager
-
-
-def check_no_weights(root: epath.Path) -> None:
-    """Raises InputError for a weights folder, which a run would mix with its own files."""
-    if (root / f"{STEM}.safetensors").exists():
-        raise InputError(f"{root}: is a weights folder; choose another workdir")
-
-
-def _begin(root: epath.Path, lock: Lock) -> None:
-    with reaching(root):
-        check_no_weights(root)
-        check_unsealed(root)
-        if is_bucket(root):  # where there are no folders, and s3fs would make the bucket
-            check_bucket(root)
-        else:
-            root.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        if not is_bucket(root):
-            (root / FOLDER).mkdir(exist_ok=True)
-        for path in [*children(root / FOLDER), *children(root / FROZEN)]:
-            if SAVING in path.name:
-                path.rmtree()
-            elif is_bucket(root) and is_unfinished(path):
-                say(f"{path} was not finished, and is removed")
-                path.rmtree()
 
 
 def _unfinished(parent: epath.Path, name: object) -> epath.Path:

@@ -16,7 +16,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from rb_jax.checkpoint import layout
-from rb_jax.checkpoint.manager import open_checkpoints
+from rb_jax.checkpoint.opening import open_checkpoints
 from rb_jax.config import Config
 from rb_jax.files import to_json, write_text
 from rb_jax.runtime.exits import EXIT_IO, STATUS, RunError, Signals, installed

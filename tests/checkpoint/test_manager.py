@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from rb_jax import storage
 from rb_jax.checkpoint import layout, seal, stored
-from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint.opening import open_checkpoints
 from rb_jax.config import ModelConfig
 from rb_jax.errors import InputError
 from rb_jax.sharding.mesh import make_mesh
@@ -41,13 +41,13 @@ def saved(folder, config):
 
 
 def save(folder, config, *states):
-    with checkpoint.open_checkpoints(folder) as manager:
+    with open_checkpoints(folder) as manager:
         for state in states:
             manager.save(state, config, {"window": {"loss": [0.1 + 0.2, 3]}})
 
 
 def restore(folder, config):
-    with checkpoint.open_checkpoints(folder) as manager:
+    with open_checkpoints(folder) as manager:
 
         def like():
             return abstract_state(config, make_optimizer(config), make_mesh())
@@ -85,7 +85,7 @@ def test_what_is_saved_is_the_state_at_the_time_of_saving(tmp_path):
     state = init_state(config, make_optimizer(config))
     before = jax.device_get(state)
     change = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
-    with checkpoint.open_checkpoints(tmp_path) as manager:
+    with open_checkpoints(tmp_path) as manager:
         manager.save(state, config, {})
         for _ in range(3):
             state = change(state)
@@ -161,7 +161,7 @@ def test_frozen_parameters_are_written_once(tmp_path):
     save(tmp_path, config, state)
     (folder,) = (tmp_path / "frozen").iterdir()
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    with checkpoint.open_checkpoints(tmp_path) as manager:
+    with open_checkpoints(tmp_path) as manager:
         assert manager.restore_newest(config, lambda: state, lambda there: None) is not None
         for step in (3, 6):
             manager.save(replace(state, step=jnp.int32(step)), config, {})

@@ -80,6 +80,14 @@ BAD = {
     "a folder as output": ([*EDIT, "--out=folder"], "folder: is a folder; give the name of a file"),
     "an output without suffix": ([*EDIT, "--out=out"], "out: has no suffix"),
     "an output nowhere": ([*EDIT, "--out=no/out.png"], "does not exist"),
+    "a bucket with one slash": (
+        ["train", "--config=reasonworld", "--workdir=S3:/x"],
+        "a bucket is written s3://BUCKET/FOLDER",
+    ),
+    "a cache without a name": (
+        ["edit", "--image=photo.png", "--instruction=x", "--out=o.png", "--compilation_cache="],
+        "--compilation_cache: name a folder or a bucket, or off",
+    ),
     "evaluate without out": (["evaluate"], "needs --out"),
     "evaluate into a file": (["evaluate", "--out=file"], "file: is not a folder"),
     "evaluate below a file": (["evaluate", "--out=file/x"], "file: is not a folder"),

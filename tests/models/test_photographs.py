@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint.opening import open_checkpoints
 from rb_jax.data.inputs.images import open_image
 from rb_jax.data.pipeline import loader
 from rb_jax.sharding.mesh import make_mesh, replicated
@@ -57,7 +57,7 @@ def test_training_on_a_folder_continues_bit_for_bit(folder, tmp_path):
         return state
 
     whole = run(start, 0, 4)
-    with checkpoint.open_checkpoints(tmp_path) as manager:
+    with open_checkpoints(tmp_path) as manager:
         manager.save(run(start, 0, 2), config, {})
         manager.wait()
         found = manager.restore_newest(

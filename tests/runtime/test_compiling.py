@@ -67,6 +67,7 @@ def test_damaged_programs_are_compiled_again(tmp_path):
         ([], {"XDG_CACHE_HOME": "{}/cache"}, "cache/rb_jax/programs"),
         ([], {"JAX_COMPILATION_CACHE_DIR": "{}/named"}, "named"),
         (["off"], {"JAX_COMPILATION_CACHE_DIR": "{}/named"}, None),
+        (["OFF"], {"JAX_COMPILATION_CACHE_DIR": "{}/named"}, None),
     ],
 )
 def test_where_they_are(tmp_path, words, environ, where):

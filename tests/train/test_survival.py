@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -17,16 +15,18 @@ import pytest
 from rb_jax import storage
 from rb_jax.checkpoint import layout, seal, stored
 from rb_jax.checkpoint import manager as checkpoint
+from rb_jax.checkpoint.opening import open_checkpoints
 from rb_jax.errors import InputError
 from rb_jax.files import check_writable
 from rb_jax.runtime import logging
-from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_HUNG, EXIT_IO, EXIT_PREEMPTED, RunError
+from rb_jax.runtime.exits import EXIT_DIVERGED, EXIT_IO, EXIT_PREEMPTED, RunError
 from rb_jax.train import loop
 from rb_jax.train.guard import Guard
 from rb_jax.train.metrics import RunLog, read_lines
 from rb_jax.train.optimizer import make_optimizer
 from rb_jax.train.run import Run
 from rb_jax.train.state import init_state, replace
+from tests.children import child
 from tests.torture.child import write_config
 from tests.train import fake
 
@@ -53,7 +53,7 @@ def at(state, step):
 
 def save(folder, made, steps, **kept):
     config, state = made
-    with checkpoint.open_checkpoints(folder, **kept) as manager:
+    with open_checkpoints(folder, **kept) as manager:
         for step in steps:
             manager.save(at(state, step), config, {"step": step})
     return folder / "checkpoints"
@@ -167,7 +167,7 @@ def test_falls_back_to_the_step_before_and_says_so(tmp_path, made, capsys):
     with pytest.raises(InputError, match="loop/metadata: the SHA-256 is wrong"):
         stored.load_arrays(folder / "9")
     logging.setup()
-    with checkpoint.open_checkpoints(tmp_path) as manager:
+    with open_checkpoints(tmp_path) as manager:
         state, progress = restore(manager, made)
         assert (int(state.step), progress, manager.last) == (3, {"step": 3}, 3)
         manager.save(at(made[1], 9), made[0], {})
@@ -201,7 +201,7 @@ def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path, made):
     saving = f"6{checkpoint.SAVING}"
     for name in (saving, "notes", "5.damaged", "x.saving"):
         (folder / name / "params").mkdir(parents=True)
-    with checkpoint.open_checkpoints(tmp_path) as manager:
+    with open_checkpoints(tmp_path) as manager:
         assert int(restore(manager, made)[0].step) == 3
     assert sorted(p.name for p in folder.iterdir()) == ["3", "5.damaged", "notes", "x.saving"]
 
@@ -211,7 +211,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, made):
     folder = save(tmp_path, made, [3])
     name = next(iter(state.ema))
     broken = replace(at(state, 6), ema=state.ema | {name: state.ema[name].at[0].set(jnp.nan)})
-    manager = checkpoint.open_checkpoints(tmp_path)
+    manager = open_checkpoints(tmp_path)
     manager.save(broken, config, {})
     with pytest.raises(RunError, match="step 6 is not finite, and not saved.*of step 3") as error:
         manager.wait()
@@ -221,7 +221,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, made):
 
 def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, made):
     config, state = made
-    with checkpoint.open_checkpoints(tmp_path) as manager:
+    with open_checkpoints(tmp_path) as manager:
         manager.save(at(state, 3), config, {})
         manager.wait()
         other = json.loads((tmp_path / "run.lock").read_text()) | {
@@ -313,91 +313,6 @@ def test_state_hash_sees_every_bit(made):
         {f"{n}x" if n == name else n: x for n, x in arrays.items()},
     ]
     assert len({before, *map(stored.state_hash, others)}) == 5
-
-
-def child(code, **options):
-    """Starts Python on ``code``, its stderr in a pipe."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, text=True, stderr=subprocess.PIPE, **options
-    )
-
-
-WATCHED = """
-import time
-from rb_jax.runtime.watchdog import Watchdog
-dog = Watchdog({seconds})
-dog.allow("step 7")
-time.sleep(0.1)
-dog.allow("step 8", 2)
-dog.off() if {off} else None
-time.sleep({sleep})
-"""
-
-
-def test_watchdog_ends_what_is_stuck_and_nothing_else():
-    stuck = child(WATCHED.format(seconds=0.5, off=False, sleep=60))
-    quiet = [child(WATCHED.format(seconds=s, off=o, sleep=3)) for s, o in ((0, 0), (0.5, 1))]
-    said = stuck.communicate(timeout=50)[1]
-    assert stuck.returncode == EXIT_HUNG
-    assert "step 8 took longer than 1 s (config.train.step_timeout)" in said.splitlines()[-1]
-    assert 'File "<string>", line 9' in said  # where it was stuck
-    assert [p.communicate(timeout=50)[1] for p in quiet] == ["", ""]
-    assert [p.returncode for p in quiet] == [0, 0]
-
-
-BUSY = """
-import hashlib, sys, time
-from rb_jax.runtime.exits import installed
-with installed() as signals:
-    signals.at_end = lambda: print("unlocked", file=sys.stderr, flush=True)
-    if {held}:
-        signals.hold()
-    print("ready", file=sys.stderr, flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", {busy})  # for long inside C, as a compiler is
-    while not signals.received:
-        time.sleep(0.01)
-    time.sleep(0.5)  # the step that is saved
-    sys.exit(7)
-"""
-
-
-@pytest.mark.parametrize(
-    ("held", "sent", "status"),
-    [
-        (False, [signal.SIGTERM], EXIT_PREEMPTED),
-        (False, [signal.SIGINT], 130),
-        (True, [signal.SIGTERM], 7),
-        (True, [signal.SIGINT, signal.SIGTERM], EXIT_PREEMPTED),
-    ],
-)
-def test_signals(held, sent, status):
-    """Before there is anything to lose they end the process; then the loop does, or the second."""
-    process = child(BUSY.format(held=held, busy=1 if status == 7 else 10**8))
-    assert process.stderr is not None and process.stderr.readline() == "ready\n"
-    for number in sent:
-        process.send_signal(number)
-        time.sleep(0.3)
-    assert process.wait(50) == status
-    said = process.stderr.read()
-    process.stderr.close()
-    # At once, so that nobody sends a second one out of impatience.
-    assert (f"{sent[0].name}: stopping and saving" in said) == held
-    assert ("unlocked" in said) == (status != 7)
-
-
-def test_stopped_before_anything_is_imported_says_so_by_its_status(tmp_path):
-    code = "import sys, time, rb_jax.__main__ as e; print('in', file=sys.stderr, flush=True); "
-    code += (
-        f"sys.argv = ['rb-jax', 'train', '--config={tmp_path}/slow.py', '--workdir=w']; e.main()"
-    )
-    (tmp_path / "slow.py").write_text("import time; time.sleep(60)")
-    process = child(code)
-    assert process.stderr is not None and process.stderr.readline() == "in\n"
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(50) == EXIT_PREEMPTED
-    process.stderr.close()
-    assert not Path("w").exists()
 
 
 HUNG_INPUT = """
