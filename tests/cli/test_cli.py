@@ -99,6 +99,14 @@ def test_evaluate(weights, editor, folder, capsys):
     assert not (folder / "other").exists()
 
 
+def test_a_tilde_is_the_home_folder(folder, monkeypatch, capsys):
+    """Which no shell puts behind an equals sign."""
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    command = ["data", "reasonworld", "--out=~/w", "--split=val", "--count=1", "--size=32"]
+    assert main(command) == 0
+    assert (folder / "home" / "w" / "val.jsonl").exists() and not (folder / "~").exists()
+
+
 def test_data(folder, capsys):
     assert main([*DATA, "--split=val", "--count=3", "--size=32"]) == 0
     assert "set: 3 examples of val" in capsys.readouterr().out
